@@ -1,0 +1,494 @@
+"""The client's only aiohttp: open an answer, read it, and say in our words what went wrong and what became of the
+message.
+
+Nothing of aiohttp's own errors goes out of here, neither as a cause nor as a context: their `repr` and the frames of
+their tracebacks hold the request's headers, the key among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import attrs
+from aiohttp.http_exceptions import HttpProcessingError
+
+from aheadless._version import __version__
+from aheadless.exceptions import (
+    AheadlessError,
+    AuthenticationError,
+    ClientClosedError,
+    ConfigurationError,
+    ConnectError,
+    ConnectionLostError,
+    Delivery,
+    NotFoundError,
+    ProtocolError,
+    RateLimitError,
+    RedirectError,
+    RejectedError,
+    RequestTimeoutError,
+    ServerError,
+    StatusError,
+    UsageError,
+    snippet,
+)
+from aheadless.protocol.ndjson import MAX_LINE
+
+if TYPE_CHECKING:
+    import ssl as ssl_module
+    from collections.abc import Callable, Mapping
+
+    from aheadless._options import Secret, Timeouts
+    from aheadless.exceptions import Phase
+
+__all__ = ["Answer", "Key", "Transport"]
+
+USER_AGENT: Final = f"aheadless/{__version__} aiohttp/{aiohttp.__version__}"
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+_BROKEN_BODY: Final = (aiohttp.ClientPayloadError, HttpProcessingError)
+
+# The server closes an idle connection after 5 s, and a request that meets the close may or may not have been read
+# (protocol.md §3.9).
+KEEPALIVE: Final = 4.0
+
+# The chunked body's end follows `done` within one segment or two; if it does not, the connection is not worth keeping.
+LINGER: Final = 1.0
+
+# An error page is for a human: 64 KiB of it, and 5 s for them, are plenty (faults.md row 31).
+MAX_ERROR_BODY: Final = 64 * 1024
+ERROR_BODY_TIMEOUT: Final = 5.0
+
+# A reply of 8 MiB is as unlikely as a line of that size.
+MAX_JSON_BODY: Final = MAX_LINE
+
+
+class _HeaderValue(str):
+    """A header's value that a traceback with locals shows as `***`; on the wire it is itself."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+@attrs.define(eq=False)
+class _Evidence:
+    """What aiohttp's trace told of one request."""
+
+    on_connected: Callable[[], None] | None = None
+    traced: bool = False
+    sent: bool = False
+
+    @property
+    def delivery(self) -> Delivery:
+        """Unless the trace shows that no header was written, the message may have arrived."""
+        return Delivery.NOT_SENT if self.traced and not self.sent else Delivery.UNKNOWN
+
+
+def _make_trace() -> aiohttp.TraceConfig:
+    async def started(_session: object, context: object, _params: object) -> None:
+        if (evidence := _evidence(context)) is not None:
+            evidence.traced = True
+
+    async def connected(_session: object, context: object, _params: object) -> None:
+        if (evidence := _evidence(context)) is not None and evidence.on_connected is not None:
+            evidence.on_connected()
+
+    async def sent(_session: object, context: object, _params: object) -> None:
+        if (evidence := _evidence(context)) is not None:
+            evidence.sent = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(started)
+    trace.on_connection_create_end.append(connected)
+    trace.on_connection_reuseconn.append(connected)
+    trace.on_request_headers_sent.append(sent)
+    trace.freeze()
+    return trace
+
+
+def _evidence(context: object) -> _Evidence | None:
+    found = getattr(context, "trace_request_ctx", None)
+    return found if isinstance(found, _Evidence) else None  # a session of the user's makes other requests too
+
+
+class Answer:
+    """An answer whose headers have come, and its body as chunks.
+
+    One reader at a time. All but :meth:`read` are plain calls that may come at any time and do not wait.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, *, first_token_at: float | None, total_at: float | None) -> None:
+        self.first_token_at = first_token_at
+        """The loop time by which the first token must have come; None: no limit."""
+        self.total_at = total_at
+        """The loop time by which everything must have come; None: no limit."""
+        self._response = response
+        self._content = response.content
+        self._loop = asyncio.get_running_loop()
+        self._deadline: float | None = None  # of the read that is waiting now
+        self._timer: asyncio.TimerHandle | None = None
+        self._taken = 0
+
+    async def read(self, deadline: float | None) -> bytes:
+        """Return the bytes that are there, or wait for some; `b""` at the end of the body.
+
+        Raises TimeoutError when nothing came until `deadline` (loop time), ConnectionLostError when the body was cut,
+        ProtocolError when its framing or coding is broken, and what :meth:`wake` was given. What had arrived before a
+        failure is returned first. If cancelled, no byte is lost.
+        """
+        self._arm(deadline)
+        failure: BaseException | None = None
+        chunk = b""
+        try:
+            chunk = await self._content.readany()
+        except (aiohttp.ClientError, HttpProcessingError, OSError) as exc:
+            chunk = self._salvage()
+            failure = exc if isinstance(exc, TimeoutError) else _body_failure(exc)
+        finally:
+            self._deadline = None
+        self._taken += len(chunk)
+        if failure is None or chunk:
+            return chunk
+        raise failure
+
+    def wake(self, error: Exception) -> None:
+        """Make the waiting reader raise `error`; without one, the next read does."""
+        self._content.set_exception(error)
+
+    def close(self) -> None:
+        """Close the connection at once."""
+        self._disarm()
+        self._response.close()
+
+    def finish(self) -> None:
+        """Let the connection go back to the pool: the reply is read, only the body's end may be missing.
+
+        `release()` would drop the connection, as the end comes a moment after `done` (faults.md). It is given a
+        second, and a body that goes on after `done` costs the connection.
+        """
+        self._disarm()
+        if self._response.closed:
+            return
+        if self._content.total_bytes > self._taken or self._loop.is_closed():
+            self._response.close()
+            return
+        timer = self._loop.call_later(LINGER, self._response.close)
+        self._content.on_eof(timer.cancel)
+
+    def _arm(self, deadline: float | None) -> None:
+        # One timer, moved when it rings: a new one for each read would cost more than the read.
+        self._deadline = deadline
+        if deadline is None:
+            return
+        if self._timer is not None and self._timer.when() > deadline:
+            self._disarm()
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._deadline is None:
+            return  # nobody waits: the next read arms it again
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._ring)
+        else:
+            self._content.set_exception(TimeoutError())
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _salvage(self) -> bytes:
+        """Return what aiohttp had received and would throw away, now that the connection is broken."""
+        content = self._content
+        error = content.exception()
+        # Typed as an error only, yet None is what the attribute holds before one (aiohttp 3.14.5).
+        content.set_exception(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        rest = content.read_nowait()
+        if error is not None and not isinstance(error, TimeoutError):
+            content.set_exception(error)
+        return rest
+
+
+@attrs.define(eq=False)
+class _Limits:
+    """The deadlines of one request, in loop time; a None never comes."""
+
+    phase: Phase
+    _wait: float | None
+    connect_at: float | None
+    total_at: float | None
+    wait_until: float | None = None
+    _connected: bool = False
+
+    @classmethod
+    def start(cls, *, connect: float | None, wait: float | None, phase: Phase, total: float | None) -> _Limits:
+        now = asyncio.get_running_loop().time()
+        # Until the connection is seen the wait is counted from here: a mocked session tells of none.
+        return cls(phase, wait, _after(now, connect), _after(now, total), _after(now, wait))
+
+    @property
+    def current(self) -> float | None:
+        ends = [end for end in (self.wait_until if self._connected else self.connect_at, self.total_at) if end is not None]
+        return min(ends, default=None)
+
+    def connected(self) -> None:
+        self._connected = True
+        self.wait_until = _after(asyncio.get_running_loop().time(), self._wait)
+
+    def expired(self) -> Phase:
+        if self.total_at is not None and self.total_at <= asyncio.get_running_loop().time():
+            return "total"
+        return self.phase if self._connected else "connect"
+
+
+def _after(now: float, seconds: float | None) -> float | None:
+    return None if seconds is None else now + seconds
+
+
+@attrs.frozen
+class Key:
+    """A key and the header it travels in."""
+
+    header: str
+    secret: Secret
+
+
+class Transport:
+    """Send requests to one base URL."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        headers: Mapping[str, str],
+        session: aiohttp.ClientSession | None,
+        ssl: ssl_module.SSLContext | bool | None,
+        proxy: str | None,
+        max_connections: int,
+    ) -> None:
+        self.base_url = base_url
+        self._headers = headers
+        self._session = session
+        self._owns_session = session is None
+        self._closed = False
+        self._ssl = True if ssl is None else ssl
+        self._proxy = proxy
+        self._max_connections = max_connections
+        self._trace: aiohttp.TraceConfig | None = None
+
+    async def open_stream(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts) -> Answer:
+        """Post a question and return its answer as soon as the headers are there and tell of a success.
+
+        Raises ConnectError, ConnectionLostError, RequestTimeoutError, StatusError or ProtocolError, each with its
+        verdict on the delivery. If cancelled, the connection is closed, and the message may have been stored.
+        """
+        limits = _Limits.start(
+            connect=timeouts.connect, wait=timeouts.first_token, phase="first_token", total=timeouts.total
+        )
+        return await self._request("POST", path, key, limits, accept="application/x-ndjson", body=body)
+
+    async def post(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts) -> bytes:
+        """Post a question and return the body of the JSON answer. Errors and cancel: as :meth:`open_stream`."""
+        return await self._fetch("POST", path, key, timeouts, body=body)
+
+    async def get(self, path: str, key: Key | None, *, timeouts: Timeouts) -> bytes:
+        """Return the body of the JSON answer to a GET. Errors and cancel: as :meth:`open_stream`."""
+        return await self._fetch("GET", path, key, timeouts, body=None)
+
+    async def aclose(self) -> None:
+        """Close the connections; a session that the user gave stays open."""
+        self._closed = True
+        if self._session is None:
+            return
+        if self._owns_session:
+            await self._session.close()
+        elif self._trace in self._session.trace_configs:
+            self._session.trace_configs.remove(self._trace)
+
+    async def _fetch(self, method: str, path: str, key: Key | None, timeouts: Timeouts, *, body: bytes | None) -> bytes:
+        limits = _Limits.start(connect=timeouts.connect, wait=timeouts.send, phase="total", total=None)
+        answer = await self._request(method, path, key, limits, accept="application/json", body=body)
+        try:
+            content = await _read_up_to(answer, MAX_JSON_BODY + 1, limits.wait_until)
+        except TimeoutError:
+            content = None
+        finally:
+            answer.finish()
+        if content is None:
+            raise RequestTimeoutError(phase="total")
+        if len(content) > MAX_JSON_BODY:
+            raise ProtocolError(f"the answer is longer than {MAX_JSON_BODY} bytes")
+        return content
+
+    async def _request(
+        self, method: str, path: str, key: Key | None, limits: _Limits, *, accept: str, body: bytes | None
+    ) -> Answer:
+        session = self._open_session()
+        headers: dict[str, str] = {"User-Agent": USER_AGENT, **self._headers, "Accept": accept}
+        # A compressed stream is held back by the compressor, and the server offers none (protocol.md §1).
+        headers["Accept-Encoding"] = "identity"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if key is not None:
+            headers[key.header] = _HeaderValue(key.secret.reveal())
+        evidence = _Evidence()
+        failure: AheadlessError | None = None
+        response = None
+        scope = asyncio.timeout_at(limits.current)
+
+        def connected() -> None:
+            limits.connected()
+            scope.reschedule(limits.current)
+
+        evidence.on_connected = connected
+        try:
+            async with scope:
+                response = await session.request(
+                    method,
+                    self.base_url + path,
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    timeout=_NO_TIMEOUT,
+                    ssl=self._ssl,
+                    proxy=self._proxy,
+                    trace_request_ctx=evidence,
+                )
+        except TimeoutError:
+            failure = RequestTimeoutError(phase=limits.expired(), delivery=evidence.delivery)
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as exc:
+            failure = _request_failure(exc, evidence, self.base_url)
+        finally:
+            evidence.on_connected = None
+        if failure is not None:
+            # Raised here and not in the handler, so that it has no context: see the top of this module.
+            raise failure
+        assert response is not None  # noqa: S101 - for the type checker
+        answer = Answer(response, first_token_at=limits.wait_until, total_at=limits.total_at)
+        if response.status != HTTPStatus.OK or response.content_type == "text/html":
+            await _refuse(response, answer)
+        return answer
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=KEEPALIVE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+            )
+        elif self._session.closed:
+            raise UsageError("the aiohttp session that this client was given is closed")
+        if self._trace is None:
+            self._trace = _make_trace()
+            self._session.trace_configs.append(self._trace)
+        return self._session
+
+
+async def _read_up_to(answer: Answer, size: int, deadline: float | None) -> bytes:
+    chunks: list[bytes] = []
+    while size > 0 and (chunk := await answer.read(deadline)):
+        chunks.append(chunk[:size])
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+# --- what went wrong --------------------------------------------------------------------------------------------------
+
+
+def _request_failure(exc: Exception, evidence: _Evidence, base_url: str) -> AheadlessError:
+    """Translate what aiohttp raised before it had an answer."""
+    failure: AheadlessError
+    match exc:
+        case aiohttp.ClientConnectorCertificateError():
+            failure = ConnectError(f"the certificate of {base_url} is not valid: {snippet(str(exc.certificate_error))}")
+        case aiohttp.ClientConnectorSSLError() if "WRONG_VERSION_NUMBER" in str(exc):
+            failure = ConnectError(f"{base_url} does not speak TLS: is it an http:// address?")
+        case aiohttp.ClientConnectorSSLError():
+            failure = ConnectError(f"TLS with {base_url} failed: {snippet(str(exc.os_error))}")
+        case aiohttp.ClientConnectorDNSError():
+            failure = ConnectError(f"the host of {base_url} is not known: {snippet(str(exc.os_error))}")
+        case aiohttp.ClientConnectorError():
+            failure = ConnectError(f"cannot connect to {base_url}: {snippet(str(exc.os_error))}")
+        case aiohttp.ClientHttpProxyError():
+            failure = ConnectError(f"the proxy refused to connect ({exc.status})")
+        case aiohttp.InvalidURL() | ValueError():
+            failure = ConfigurationError(f"{base_url} cannot be requested: {snippet(str(exc))}")
+        case aiohttp.ClientResponseError() | HttpProcessingError():
+            # aiohttp gives these a status of 400, which no server has sent.
+            failure = ProtocolError(f"the answer is not HTTP: {snippet(exc.message)}", delivery=evidence.delivery)
+        case _ if evidence.delivery is Delivery.NOT_SENT:
+            failure = ConnectError(f"the connection to {base_url} ended before the request was sent")
+        case _:
+            failure = ConnectionLostError(f"{base_url} ended the connection without an answer")
+    if isinstance(error := getattr(exc, "os_error", exc), OSError) and error.errno:
+        failure.__cause__ = OSError(error.errno, error.strerror)
+    return failure
+
+
+def _body_failure(exc: Exception) -> AheadlessError:
+    if isinstance(exc, OSError) or "not completed" in str(exc) or not isinstance(exc, _BROKEN_BODY):
+        return ConnectionLostError("the connection was lost in the middle of the answer")
+    return ProtocolError(f"the body cannot be decoded: {snippet(str(exc))}")
+
+
+async def _refuse(response: aiohttp.ClientResponse, answer: Answer) -> None:
+    """Raise what a response that is no success means; 204 is a stream without events and passes."""
+    status = response.status
+    if status == HTTPStatus.NO_CONTENT:
+        return
+    until = asyncio.get_running_loop().time() + ERROR_BODY_TIMEOUT
+    body = b""
+    try:
+        body = await _read_up_to(answer, MAX_ERROR_BODY, until)
+    except (TimeoutError, AheadlessError):
+        pass  # the status says enough
+    finally:
+        answer.finish()
+    detail = _detail(body)
+    if status == HTTPStatus.OK:
+        raise ProtocolError(f"expected a chat answer, got a web page: {detail}")
+    if 300 <= status < 400:  # noqa: PLR2004
+        target = snippet(response.headers.get("Location", "nowhere"))
+        raise RedirectError(f"{status}: a redirect to {target} is not followed", status=status, detail=detail)
+    if not 400 <= status < 600:  # noqa: PLR2004
+        raise ProtocolError(f"{status} is no answer of this API: {detail}")
+    raise _status_error(status, detail)
+
+
+def _status_error(status: int, detail: str) -> StatusError:
+    said = f"{status}: {detail or 'no detail'}"
+    match status:
+        case 401 | 403:
+            return AuthenticationError(f"{said} (check the API key)", status=status, detail=detail)
+        case 404 | 405:
+            return NotFoundError(f"{said} (check the base URL)", status=status, detail=detail)
+        case 429:
+            return RateLimitError(said, status=status, detail=detail)
+        case 400 | 413 | 415 | 422:
+            return RejectedError(said, status=status, detail=detail)
+        case _ if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            # No refusal of this API: a proxy's, which may have passed the message on before.
+            return RejectedError(said, status=status, detail=detail, delivery=Delivery.UNKNOWN)
+        case _:
+            return ServerError(said, status=status, detail=detail)
+
+
+def _detail(body: bytes) -> str:
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        said: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return snippet(text)
+    if isinstance(said, dict) and isinstance(error := said.get("error"), str):
+        return snippet(error)
+    return snippet(text)

@@ -1,0 +1,605 @@
+"""One turn as users drive it: chunks become events, callbacks are called, and the end is settled exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Generic, Literal, NoReturn, Protocol, TypeAlias, TypeVar
+
+import attrs
+
+from aheadless._session import Reply, Timings
+from aheadless.exceptions import (
+    AheadlessError,
+    ConfigurationError,
+    ConnectionLostError,
+    Delivery,
+    ReplyFailedError,
+    RequestTimeoutError,
+    StreamInterruptedError,
+    StreamStoppedError,
+    UsageError,
+    snippet,
+)
+from aheadless.protocol.events import Done, Event, Failure, Start, Token
+from aheadless.protocol.turn import Turn, TurnState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+    from types import TracebackType
+
+    from aheadless.exceptions import Phase
+
+__all__ = [
+    "Callbacks",
+    "EventCursor",
+    "OnDone",
+    "OnError",
+    "OnStart",
+    "OnToken",
+    "Outcome",
+    "Overflow",
+    "ReplyStream",
+    "Source",
+    "Subscription",
+    "TextCursor",
+    "Wiring",
+]
+
+T = TypeVar("T")
+
+OnStart: TypeAlias = "Callable[[Start], Awaitable[object] | None]"
+OnToken: TypeAlias = "Callable[[str], Awaitable[object] | None]"
+OnDone: TypeAlias = "Callable[[Reply], Awaitable[object] | None]"
+OnError: TypeAlias = "Callable[[AheadlessError], Awaitable[object] | None]"
+
+Outcome: TypeAlias = Reply | AheadlessError
+"""How a turn ended: with a reply or with what kept it from one."""
+
+Overflow: TypeAlias = Literal["block", "drop_oldest", "raise"]
+"""What happens when a subscription is full: the stream waits, the oldest event goes, the subscription ends."""
+
+
+@attrs.frozen
+class Callbacks:
+    """Who is told of a turn, in the order of being called."""
+
+    on_start: tuple[OnStart, ...] = ()
+    on_token: tuple[OnToken, ...] = ()
+    on_done: tuple[OnDone, ...] = ()
+    on_error: tuple[OnError, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        on_start: OnStart | None = None,
+        on_token: OnToken | None = None,
+        on_done: OnDone | None = None,
+        on_error: OnError | None = None,
+    ) -> Callbacks:
+        """Return those that are given; ConfigurationError for what cannot be called."""
+        for name, callback in (("on_start", on_start), ("on_token", on_token), ("on_done", on_done), ("on_error", on_error)):
+            if callback is not None and not callable(callback):
+                raise ConfigurationError(f"{name} must be a function, not {type(callback).__name__}")
+        return cls(*((callback,) if callback is not None else () for callback in (on_start, on_token, on_done, on_error)))  # type: ignore[arg-type]
+
+    def __add__(self, other: Callbacks) -> Callbacks:
+        return Callbacks(
+            self.on_start + other.on_start,
+            self.on_token + other.on_token,
+            self.on_done + other.on_done,
+            self.on_error + other.on_error,
+        )
+
+
+async def _call(callbacks: tuple[Callable[[T], Awaitable[object] | None], ...], value: T) -> None:
+    for callback in callbacks:
+        if (waiting := callback(value)) is not None:
+            await waiting
+
+
+class Source(Protocol):
+    """An open answer: the chunks of a stream. `_http.Answer` tells what each of these does."""
+
+    @property
+    def first_token_at(self) -> float | None: ...
+    @property
+    def total_at(self) -> float | None: ...
+    async def read(self, deadline: float | None) -> bytes: ...
+    def wake(self, error: Exception) -> None: ...
+    def close(self) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Wiring(Protocol):
+    """What a stream needs from the client that made it."""
+
+    @property
+    def session_id(self) -> str: ...
+
+    @property
+    def idle_timeout(self) -> float | None: ...
+
+    async def enter(self, stream: ReplyStream) -> None:
+        """Wait for the session."""
+
+    async def send(self) -> Source:
+        """Record the question and send it."""
+
+    def settle(self, stream: ReplyStream, outcome: Outcome) -> None:
+        """Record the end of the turn and free the session. Called once, whatever was reached, and it does not wait."""
+
+
+class ReplyStream:
+    """The answer to one message, while it is written.
+
+    Nothing is sent until it is driven, in one of three ways:
+
+    - ``async for event in stream``: the loop owns it. Leaving the loop early, however, closes the connection at once.
+    - ``async with stream``: the block owns it. Entering sends the message and waits for the answer's headers; within
+      the block it can be read in pieces; leaving the block closes the connection.
+    - ``await stream``: reads to the end and gives the :class:`Reply`.
+
+    A loop that ends by itself, and every reply, mean that `done` was read. What else ended the turn is raised as an
+    AheadlessError whose `delivery` and `partial` tell where it stood. One task reads at a time; a second one gets a
+    UsageError. If the reader is cancelled, the connection is closed and the turn settled as interrupted before the
+    CancelledError goes on: the text so far stays in :attr:`snapshot`, and the server, if it had the message, finishes
+    and stores its reply by itself.
+    """
+
+    def __init__(self, wiring: Wiring, callbacks: Callbacks) -> None:
+        self._wiring = wiring
+        self._callbacks = callbacks
+        self._turn = Turn()
+        self._source: Source | None = None
+        self._scope: asyncio.Timeout | None = None  # around the opening, to end it from outside
+        self._outcome: Outcome | None = None
+        self._raised = False  # whether a reader was told of the outcome, if it is an error
+        self._owned = False  # by an `async with` block
+        self._reading = False
+        self._delivery = Delivery.NOT_SENT  # as long as there is no source
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._sent_at = 0.0
+        self._first_token_at: float | None = None
+        self._subscriptions: tuple[Subscription, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<ReplyStream {self.session_id} {self.state.value}, {len(self.snapshot)} characters>"
+
+    # --- what is known ------------------------------------------------------------------------------------------------
+
+    @property
+    def session_id(self) -> str:
+        """The session that asked."""
+        return self._wiring.session_id
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The server's id of the conversation; None until `start` came."""
+        return self._turn.conversation_id
+
+    @property
+    def state(self) -> TurnState:
+        """Where the turn is; WAITING too while nothing has been sent."""
+        return self._turn.state
+
+    @property
+    def snapshot(self) -> str:
+        """The text so far: the joined tokens that were given out."""
+        return self._turn.text
+
+    @property
+    def task(self) -> asyncio.Task[object] | None:
+        """The task that drives the turn, or did so last; None before and after."""
+        return self._task
+
+    # --- driving ------------------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> EventCursor:
+        return EventCursor(self)
+
+    def text(self) -> TextCursor:
+        """Return an async iterator over the tokens' texts; a loop over it owns the stream just as one over events."""
+        return TextCursor(self)
+
+    def __await__(self) -> Generator[object, None, Reply]:
+        return self.reply().__await__()
+
+    async def reply(self) -> Reply:
+        """Read to the end and return the reply. A second call returns, or raises, the same."""
+        while await self.advance() is not None:
+            pass
+        if isinstance(self._outcome, Reply):
+            return self._outcome
+        assert self._outcome is not None  # noqa: S101 - advance() returns None for this reason only
+        raise await self._told(self._outcome)
+
+    async def __aenter__(self) -> ReplyStream:
+        self._owned = True
+        with _Reading(self):
+            if self._outcome is None and self._source is None:
+                await self._open()
+            if isinstance(self._outcome, AheadlessError):
+                raise await self._told(self._outcome)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def advance(self) -> Event | None:
+        """Return the next event after the callbacks were called for it; None when the turn is over.
+
+        Raises what ended the turn, once; a turn that was stopped is over without an error.
+        """
+        with _Reading(self):
+            if self._outcome is None:
+                if self._source is None:
+                    await self._open()
+                if self._outcome is None and (event := await self._read()) is not None:
+                    await self._tell(event)
+                    if self._outcome is None or type(event) is Done:
+                        return event
+            if isinstance(self._outcome, AheadlessError) and not isinstance(self._outcome, StreamStoppedError):
+                if not self._raised:
+                    raise await self._told(self._outcome)
+            return None
+
+    async def _open(self) -> None:
+        """Get the source, or an outcome that says why not."""
+        try:
+            async with asyncio.timeout(None) as self._scope:
+                await self._wiring.enter(self)
+                if self._outcome is not None:
+                    return  # ended from outside in the very moment in which its turn came
+                self._delivery = Delivery.UNKNOWN
+                self._sent_at = self._now()
+                source = await self._wiring.send()
+        except AheadlessError as exc:
+            self._end(exc)
+        except TimeoutError:
+            if self._outcome is None:
+                raise
+            # The scope's: fail() ended the turn from outside.
+        else:
+            if self._outcome is None:
+                self._source = source
+            else:
+                source.close()  # ended from outside just as the answer came
+        finally:
+            self._scope = None
+
+    async def _read(self) -> Event | None:
+        """Return the next event, or None and an outcome."""
+        try:
+            event = await self._next_event()
+        except _EndedElsewhereError:
+            return None
+        except AheadlessError as exc:
+            exc.delivery = self._turn.delivery
+            self._end(exc)
+            return None
+        if type(event) is Done:
+            self._end(self._make_reply(event))
+        elif type(event) is Failure:
+            self._end(ReplyFailedError(f"the server gave up: {snippet(event.reason)}", reason=event.reason))
+            return None
+        elif type(event) is Token and self._first_token_at is None:
+            self._first_token_at = self._now()
+        return event
+
+    async def _next_event(self) -> Event:
+        turn, source = self._turn, self._source
+        assert source is not None  # noqa: S101 - only called on an open stream
+        lost: ConnectionLostError | None = None
+        waiting: tuple[float | None, Phase] | None = None
+        while True:
+            try:
+                event = turn.next_event()
+            except StreamInterruptedError as exc:
+                raise exc from lost
+            if event is not None:
+                return event
+            # Events count, bytes do not: however many come, the deadline of this wait stays.
+            waiting = waiting or self._deadline(source)
+            deadline, phase = waiting
+            try:
+                chunk = await source.read(deadline)
+            except ConnectionLostError as exc:
+                lost, chunk = exc, b""
+            except TimeoutError:
+                raise RequestTimeoutError(phase=phase) from None
+            if chunk:
+                turn.receive_data(chunk)
+            else:
+                turn.receive_eof()
+
+    def _deadline(self, source: Source) -> tuple[float | None, Phase]:
+        at: float | None
+        phase: Phase
+        if self._first_token_at is None:
+            at, phase = source.first_token_at, "first_token"
+        else:
+            idle = self._wiring.idle_timeout
+            at, phase = None if idle is None else self._now() + idle, "idle"
+        if source.total_at is not None and (at is None or source.total_at < at):
+            return source.total_at, "total"
+        return at, phase
+
+    async def _tell(self, event: Event) -> None:
+        for subscription in self._subscriptions:
+            await subscription.put(event)
+        callbacks = self._callbacks
+        if type(event) is Token:
+            await _call(callbacks.on_token, event.text)
+        elif type(event) is Start:
+            await _call(callbacks.on_start, event)
+        elif isinstance(self._outcome, Reply):
+            await _call(callbacks.on_done, self._outcome)
+
+    async def _told(self, error: AheadlessError) -> AheadlessError:
+        """Return an error that is to be raised, after the callbacks heard of it."""
+        if not self._raised:
+            self._raised = True
+            await _call(self._callbacks.on_error, error)
+        return error
+
+    def _make_reply(self, done: Done) -> Reply:
+        first = self._first_token_at
+        return Reply(
+            done.text,
+            session_id=self.session_id,
+            conversation_id=done.conversation_id,
+            streamed_text=self._turn.text,
+            timings=Timings(None if first is None else first - self._sent_at, self._now() - self._sent_at),
+        )
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # --- ending -------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the turn now, from any task of the same event loop; if it is over nothing happens.
+
+        A loop over the stream just ends; awaiting the reply raises StreamStoppedError with the partial text, and
+        `on_done` is not called. The server still writes and stores its reply.
+        """
+        self.fail(StreamStoppedError("the reply was stopped"))
+
+    async def aclose(self) -> None:
+        """End the turn as :meth:`stop` does. Does not wait for anything."""
+        self.stop()
+
+    def fail(self, error: AheadlessError) -> None:
+        """End the turn with an error of this side; its reader, if there is one, wakes up and raises it."""
+        if self._outcome is not None:
+            return
+        error.delivery = self._delivery if self._source is None else self._turn.delivery
+        self._end(error)
+        if self._scope is not None:
+            self._scope.reschedule(0)
+
+    def abandon(self) -> None:
+        """End the turn because its loop was left; from a finaliser, so on whatever thread and even without a loop."""
+        if self._outcome is not None or self._owned or self._loop is None:
+            return
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is self._loop or self._loop.is_closed():
+            self.stop()
+        else:
+            self._loop.call_soon_threadsafe(self.stop)
+
+    def _end(self, outcome: Outcome) -> None:
+        if self._outcome is not None:
+            return
+        self._outcome = outcome
+        self._turn.interrupt()
+        if isinstance(outcome, AheadlessError):
+            outcome.session_id = self.session_id
+            outcome.partial = self._turn.text
+        if self._source is not None:
+            if isinstance(outcome, Reply | ReplyFailedError):
+                self._source.finish()
+            else:
+                self._source.wake(_EndedElsewhereError())
+                self._source.close()
+        self._wiring.settle(self, outcome)
+        self._task = None
+        for subscription in self._subscriptions:
+            subscription.end(outcome)
+
+    # --- more readers -------------------------------------------------------------------------------------------------
+
+    def subscribe(self, maxsize: int = 1000, *, overflow: Overflow = "block") -> Subscription:
+        """Return an async iterator over the events from now on, for a reader beside the one that drives the stream.
+
+        It holds at most `maxsize` events that were not read. When it is full, `overflow` decides: "block" makes the
+        stream wait, "drop_oldest" loses the oldest event, "raise" ends the subscription with a UsageError. It ends
+        with the stream, and raises what the stream's reader gets. What came before is in :attr:`snapshot`.
+        """
+        subscription = Subscription(maxsize, overflow, self._unsubscribe)
+        if self._outcome is not None:
+            subscription.end(self._outcome)
+        else:
+            self._subscriptions += (subscription,)
+        return subscription
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        self._subscriptions = tuple(other for other in self._subscriptions if other is not subscription)
+
+    # --- for _Reading -------------------------------------------------------------------------------------------------
+
+    def begin_reading(self) -> None:
+        """Let one task in."""
+        if self._reading:
+            raise UsageError("another task reads this stream; for a second reader use stream.subscribe()")
+        self._reading = True
+        if self._outcome is None:
+            self._task = asyncio.current_task()
+            self._loop = asyncio.get_running_loop()
+
+    def end_reading(self, error: BaseException | None) -> None:
+        """Let it out. An error that is not the turn's own, a cancel or one of the user's, ends the turn."""
+        self._reading = False
+        if error is not None:
+            self.fail(StreamInterruptedError("its reader left the stream"))
+
+
+class _EndedElsewhereError(Exception):
+    """Wakes up a reader whose turn was ended by another task."""
+
+
+class _Reading:
+    """The stretch in which a task reads; a plain context manager, as it is entered for every event."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: ReplyStream) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        self._stream.begin_reading()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stream.end_reading(error)
+
+
+class _Cursor(Generic[T]):
+    """An iteration over a stream. When it goes away, as it does when its loop is left, so does the stream's connection.
+
+    This is an object and not an async generator because only an object is finalised at once and without waiting.
+    """
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: ReplyStream) -> None:
+        self._stream = stream
+
+    async def aclose(self) -> None:
+        """End the turn, unless a block owns the stream."""
+        self._stream.abandon()
+
+    def __del__(self) -> None:
+        self._stream.abandon()
+
+
+class EventCursor(_Cursor[Event]):
+    """The events of a stream, as an async iterator."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> EventCursor:
+        return self
+
+    async def __anext__(self) -> Event:
+        event = await self._stream.advance()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+
+class TextCursor(_Cursor[str]):
+    """The texts of a stream's tokens, as an async iterator."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> TextCursor:
+        return self
+
+    async def __anext__(self) -> str:
+        while (event := await self._stream.advance()) is not None:
+            if type(event) is Token:
+                return event.text
+        raise StopAsyncIteration
+
+
+class Subscription:
+    """The events of a stream for one more reader: an async iterator, to be closed when it is left early."""
+
+    def __init__(self, maxsize: int, overflow: Overflow, leave: Callable[[Subscription], None]) -> None:
+        if not isinstance(maxsize, int) or isinstance(maxsize, bool) or maxsize < 1:
+            raise ConfigurationError(f"maxsize must be a whole number from 1, not {maxsize!r}")
+        if overflow not in {"block", "drop_oldest", "raise"}:
+            raise ConfigurationError(f'overflow must be "block", "drop_oldest" or "raise", not {overflow!r}')
+        self._maxsize = maxsize
+        self._overflow = overflow
+        self._leave = leave
+        self._events: deque[Event] = deque()
+        self._changed: asyncio.Future[None] | None = None
+        self._outcome: Outcome | None = None
+        self._reading = False
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._reading:
+            raise UsageError("another task reads this subscription; make one for each reader")
+        self._reading = True
+        try:
+            while not self._events:
+                if self._outcome is not None:
+                    self._finish(self._outcome)
+                await self._change()
+            event = self._events.popleft()
+            self._notify()
+            return event
+        finally:
+            self._reading = False
+
+    async def aclose(self) -> None:
+        """Stop listening; the stream goes on."""
+        self._leave(self)
+        self._events.clear()
+        self._outcome = self._outcome or StreamStoppedError("the subscription was closed")
+        self._notify()
+
+    async def __aenter__(self) -> Subscription:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def put(self, event: Event) -> None:
+        """Take an event from the stream; waits only when full and told to block."""
+        while len(self._events) >= self._maxsize and self._outcome is None:
+            if self._overflow == "drop_oldest":
+                self._events.popleft()
+            elif self._overflow == "raise":
+                self._leave(self)
+                self.end(UsageError(f"the reader of this subscription is more than {self._maxsize} events behind"))
+            else:
+                await self._change()
+        if self._outcome is None:
+            self._events.append(event)
+            self._notify()
+
+    def end(self, outcome: Outcome) -> None:
+        """Take the end of the stream."""
+        if self._outcome is None:
+            self._outcome = outcome
+            self._notify()
+
+    def _finish(self, outcome: Outcome) -> NoReturn:
+        if isinstance(outcome, Reply | StreamStoppedError):
+            raise StopAsyncIteration
+        raise outcome
+
+    async def _change(self) -> None:
+        self._changed = asyncio.get_running_loop().create_future()
+        try:
+            await self._changed
+        finally:
+            self._changed = None
+
+    def _notify(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)

@@ -1,0 +1,1 @@
+"""The Headless chat protocol, pure: bytes in, events out. No await, no socket, no clock."""

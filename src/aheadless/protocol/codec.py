@@ -1,0 +1,227 @@
+"""The wire's objects and ours, both ways: events, requests, replies. The client and the server use the same ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final, assert_never
+
+import attrs
+import msgspec
+
+from aheadless.exceptions import InvalidRequestError, ProtocolError, snippet
+from aheadless.protocol.events import Done, Failure, Start, Token, Unknown
+from aheadless.protocol.ndjson import parse_object
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aheadless.protocol.events import Event
+
+__all__ = [
+    "FALLBACK_REPLY",
+    "MAX_MESSAGE_UNITS",
+    "ChatRequest",
+    "JSONReply",
+    "decode_event",
+    "decode_reply",
+    "encode_event",
+    "encode_reply",
+    "encode_request",
+    "join_surrogates",
+    "parse_request",
+    "trim",
+    "utf16_length",
+    "validate_message",
+    "validate_session_id",
+]
+
+MAX_MESSAGE_UNITS: Final = 4000  # UTF-16 units, protocol.md §1
+FALLBACK_REPLY: Final = "I could not generate a response right now."  # protocol.md §3.2
+
+_SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+# What String.prototype.trim takes off. str.strip would leave U+FEFF and take U+0085 and U+001C to U+001F.
+_JS_BLANKS: Final = "\t\n\v\f\r \xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000\ufeff"
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+class _StartLine(msgspec.Struct, tag_field="type", tag="start", forbid_unknown_fields=True):
+    conversationId: str  # noqa: N815 - the wire's name
+
+
+class _TokenLine(msgspec.Struct, tag_field="type", tag="token", forbid_unknown_fields=True):
+    token: str
+
+
+class _DoneLine(msgspec.Struct, tag_field="type", tag="done", forbid_unknown_fields=True):
+    message: str
+    conversationId: str  # noqa: N815 - the wire's name
+
+
+class _ErrorLine(msgspec.Struct, tag_field="type", tag="error", forbid_unknown_fields=True):
+    error: str
+
+
+_decode_line = msgspec.json.Decoder(_StartLine | _TokenLine | _DoneLine | _ErrorLine).decode
+
+
+def decode_event(line: bytes) -> Event:
+    """Return the event on a line of the stream.
+
+    A token's text may hold half a surrogate pair, whose other half is in the next token; other texts hold U+FFFD in
+    such a place. Raises ProtocolError when the line is no event.
+    """
+    # Nearly every line has exactly the known fields and costs a tenth this way. Whatever msgspec does not take, for
+    # whatever reason, is decided by the lenient reader below, so the two never disagree.
+    try:
+        known = _decode_line(line)
+    except (ValueError, RecursionError):
+        return _event_from(parse_object(line))
+    if type(known) is _TokenLine:
+        return Token(known.token)
+    if type(known) is _DoneLine:
+        return Done(known.message, known.conversationId)
+    if type(known) is _StartLine:
+        return Start(known.conversationId)
+    return Failure(known.error)
+
+
+def _event_from(data: Mapping[str, object]) -> Event:
+    match kind := _string(data, "type", "an event"):
+        case "token":
+            return Token(_string(data, "token", "a token event"))
+        case "start":
+            return Start(_text(data, "conversationId", "a start event"))
+        case "done":
+            return Done(_text(data, "message", "a done event"), _text(data, "conversationId", "a done event"))
+        case "error":
+            return Failure(_text(data, "error", "an error event"))
+        case _:
+            return Unknown(kind, data)
+
+
+def _text(data: Mapping[str, object], name: str, owner: str) -> str:
+    return join_surrogates(_string(data, name, owner))
+
+
+def _string(data: Mapping[str, object], name: str, owner: str) -> str:
+    value = data.get(name)
+    if isinstance(value, str):
+        return value
+    found = f"is {snippet(json.dumps(value), 40)}, not a string" if name in data else "is missing"
+    raise ProtocolError(f"the `{name}` of {owner} {found}")
+
+
+def encode_event(event: Event) -> bytes:
+    """Return the line for an event, its newline included. Half a surrogate pair is written as a `\\ud83d` escape."""
+    match event:
+        case Token():
+            data: Mapping[str, object] = {"type": "token", "token": event.text}
+        case Start():
+            data = {"type": "start", "conversationId": event.conversation_id}
+        case Done():
+            data = {"type": "done", "message": event.text, "conversationId": event.conversation_id}
+        case Failure():
+            data = {"type": "error", "error": event.reason}
+        case Unknown():
+            data = event.data
+        case _:  # pragma: no cover - unreachable: mypy proves that the union is exhausted
+            assert_never(event)
+    return _encode(data) + b"\n"
+
+
+def join_surrogates(text: str) -> str:
+    """Return the text with surrogate pairs joined and every lone half replaced by U+FFFD."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+# --- requests and replies ---------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class ChatRequest:
+    """One question as it goes over the wire."""
+
+    session_id: str
+    message: str
+
+
+@attrs.frozen
+class JSONReply:
+    """What `POST /v1/chat` answers."""
+
+    text: str
+    conversation_id: str
+
+
+def encode_request(request: ChatRequest) -> bytes:
+    """Return the body of a chat request."""
+    return _encode({"sessionId": request.session_id, "message": request.message})
+
+
+def parse_request(payload: object) -> ChatRequest:
+    """Return the request in a parsed JSON body, as leniently as the server reads it: unknown fields are ignored.
+
+    Raises InvalidRequestError, which names the field.
+    """
+    if not isinstance(payload, dict):
+        raise InvalidRequestError("the body is not a JSON object")
+    session_id = validate_session_id(payload.get("sessionId"))
+    message = payload.get("message")
+    if isinstance(message, str):
+        # A browser may cut an emoji in half; the server takes that, and what is stored has to be encodable.
+        message = join_surrogates(message)
+    return ChatRequest(session_id, validate_message(message))
+
+
+def encode_reply(reply: JSONReply) -> bytes:
+    """Return the body of a JSON reply."""
+    return _encode({"conversationId": reply.conversation_id, "message": reply.text})
+
+
+def decode_reply(body: bytes) -> JSONReply:
+    """Return the reply in the body of a JSON answer; ProtocolError when it is none."""
+    data = parse_object(body)
+    return JSONReply(_text(data, "message", "a reply"), _text(data, "conversationId", "a reply"))
+
+
+def _encode(data: Mapping[str, object]) -> bytes:
+    # "backslashreplace" meets lone surrogates only, and writes them just as JSON escapes them.
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+def validate_session_id(value: object) -> str:
+    """Return the session id; InvalidRequestError unless it is 1 to 128 of `A-Z a-z 0-9 . _ : -`."""
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"sessionId must be a string, not {type(value).__name__}")
+    if not _SESSION_ID.fullmatch(value):
+        raise InvalidRequestError(f"sessionId must be 1 to 128 of A-Z a-z 0-9 . _ : - ; got {snippet(repr(value), 160)}")
+    return value
+
+
+def validate_message(value: object) -> str:
+    """Return the message; InvalidRequestError unless it is encodable text of 1 to 4000 UTF-16 units."""
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"message must be a string, not {type(value).__name__}")
+    if not value:
+        raise InvalidRequestError("message is empty")
+    if _SURROGATE.search(value):
+        raise InvalidRequestError("message holds half of a surrogate pair, which cannot be encoded")
+    if (units := utf16_length(value)) > MAX_MESSAGE_UNITS:
+        raise InvalidRequestError(f"message has {units} UTF-16 units, more than {MAX_MESSAGE_UNITS}")
+    return value
+
+
+def utf16_length(text: str) -> int:
+    """Return the length as JavaScript counts it: most characters are 1, emoji are 2."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def trim(text: str) -> str:
+    """Return the text trimmed as JavaScript trims it, which is how the server makes `done.message`."""
+    return text.strip(_JS_BLANKS)
