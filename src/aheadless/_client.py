@@ -337,7 +337,9 @@ class Chat:
         The callbacks are those of a stream, but as there are no tokens `on_token` is not called. Errors as for a
         stream. If cancelled, the message may have been stored, and the server writes its reply all the same.
         """
-        return await self._ask(message, timeouts, on_busy, Callbacks.of(on_start, on_token, on_done, on_error), json=True)
+        return await self._ask(
+            message, timeouts, on_busy, Callbacks.of(on_start, on_token, on_done, on_error), json=True
+        )
 
     def stop(self) -> None:
         """End the live turn as its own `stop()` does; without one nothing happens."""

@@ -122,7 +122,9 @@ class Answer:
     One reader at a time. All but :meth:`read` are plain calls that may come at any time and do not wait.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, *, first_token_at: float | None, total_at: float | None) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, *, first_token_at: float | None, total_at: float | None
+    ) -> None:
         self.first_token_at = first_token_at
         """The loop time by which the first token must have come; None: no limit."""
         self.total_at = total_at
@@ -161,7 +163,7 @@ class Answer:
         self._content.set_exception(error)
 
     def close(self) -> None:
-        """Close the connection at once."""
+        """Close the connection at once, unless the whole body was read, which gave it back to the pool."""
         self._disarm()
         self._response.close()
 
@@ -235,7 +237,9 @@ class _Limits:
 
     @property
     def current(self) -> float | None:
-        ends = [end for end in (self.wait_until if self._connected else self.connect_at, self.total_at) if end is not None]
+        ends = [
+            end for end in (self.wait_until if self._connected else self.connect_at, self.total_at) if end is not None
+        ]
         return min(ends, default=None)
 
     def connected(self) -> None:
@@ -320,7 +324,7 @@ class Transport:
         except TimeoutError:
             content = None
         finally:
-            answer.finish()
+            answer.close()
         if content is None:
             raise RequestTimeoutError(phase="total")
         if len(content) > MAX_JSON_BODY:
@@ -453,7 +457,7 @@ async def _refuse(response: aiohttp.ClientResponse, answer: Answer) -> None:
     except (TimeoutError, AheadlessError):
         pass  # the status says enough
     finally:
-        answer.finish()
+        answer.close()
     detail = _detail(body)
     if status == HTTPStatus.OK:
         raise ProtocolError(f"expected a chat answer, got a web page: {detail}")

@@ -15,7 +15,16 @@ from aheadless.exceptions import ConfigurationError, snippet
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["OnBusy", "RateLimit", "Secret", "Timeouts", "parse_base_url", "parse_endpoint", "parse_headers", "parse_on_busy"]
+__all__ = [
+    "OnBusy",
+    "RateLimit",
+    "Secret",
+    "Timeouts",
+    "parse_base_url",
+    "parse_endpoint",
+    "parse_headers",
+    "parse_on_busy",
+]
 
 OnBusy: TypeAlias = Literal["queue", "reject", "interrupt"]
 """What a new turn does when its session has a live one."""
@@ -117,7 +126,9 @@ def parse_on_busy(value: str) -> OnBusy:
         case "queue" | "reject" | "interrupt":
             return value
         case _:
-            raise ConfigurationError(f'on_busy must be "queue", "reject" or "interrupt", not {snippet(repr(value), 40)}')
+            raise ConfigurationError(
+                f'on_busy must be "queue", "reject" or "interrupt", not {snippet(repr(value), 40)}'
+            )
 
 
 # --- base URL ---------------------------------------------------------------------------------------------------------
@@ -187,7 +198,16 @@ def parse_endpoint(value: object) -> str:
 # The keys have parameters of their own, the server answers an `Origin` with its CORS rules, and the body's headers are
 # the transport's.
 _RESERVED_HEADERS: Final = frozenset(
-    "x-api-key x-widget-api-key x-admin-api-key origin host content-length transfer-encoding connection".split()
+    [
+        "x-api-key",
+        "x-widget-api-key",
+        "x-admin-api-key",
+        "origin",
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+    ]
 )
 
 

@@ -78,10 +78,17 @@ class Callbacks:
         on_error: OnError | None = None,
     ) -> Callbacks:
         """Return those that are given; ConfigurationError for what cannot be called."""
-        for name, callback in (("on_start", on_start), ("on_token", on_token), ("on_done", on_done), ("on_error", on_error)):
+        for name, callback in (
+            ("on_start", on_start),
+            ("on_token", on_token),
+            ("on_done", on_done),
+            ("on_error", on_error),
+        ):
             if callback is not None and not callable(callback):
                 raise ConfigurationError(f"{name} must be a function, not {type(callback).__name__}")
-        return cls(*((callback,) if callback is not None else () for callback in (on_start, on_token, on_done, on_error)))  # type: ignore[arg-type]
+        return cls(
+            *((callback,) if callback is not None else () for callback in (on_start, on_token, on_done, on_error))
+        )  # type: ignore[arg-type]
 
     def __add__(self, other: Callbacks) -> Callbacks:
         return Callbacks(
@@ -466,7 +473,9 @@ class _Reading:
     def __enter__(self) -> None:
         self._stream.begin_reading()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stream.end_reading(error)
 
 

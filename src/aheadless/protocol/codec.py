@@ -42,7 +42,9 @@ FALLBACK_REPLY: Final = "I could not generate a response right now."  # protocol
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # What String.prototype.trim takes off. str.strip would leave U+FEFF and take U+0085 and U+001C to U+001F.
-_JS_BLANKS: Final = "\t\n\v\f\r \xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000\ufeff"
+_JS_BLANKS: Final = (
+    "\t\n\v\f\r \xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000\ufeff"
+)
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -200,7 +202,9 @@ def validate_session_id(value: object) -> str:
     if not isinstance(value, str):
         raise InvalidRequestError(f"sessionId must be a string, not {type(value).__name__}")
     if not _SESSION_ID.fullmatch(value):
-        raise InvalidRequestError(f"sessionId must be 1 to 128 of A-Z a-z 0-9 . _ : - ; got {snippet(repr(value), 160)}")
+        raise InvalidRequestError(
+            f"sessionId must be 1 to 128 of A-Z a-z 0-9 . _ : - ; got {snippet(repr(value), 160)}"
+        )
     return value
 
 

@@ -120,7 +120,7 @@ class NDJSONDecoder:
         try:
             return parse_object(line)
         except ProtocolError as exc:
-            raise self.located(exc) from exc.__cause__
+            raise self.located(exc) from None
 
     def next_line(self) -> bytes | None:
         """Return the next line that is not blank, or None if more bytes are needed.
@@ -166,12 +166,12 @@ def parse_object(data: bytes) -> dict[str, object]:
             parse_int=_parse_int,
             parse_float=_parse_float,
         )
+    # These causes are not kept: each holds the whole line, and says nothing that the message does not.
     except UnicodeDecodeError as exc:
-        raise ProtocolError(f"byte {exc.start} is not UTF-8") from exc
+        raise ProtocolError(f"byte {exc.start} is not UTF-8") from None
     except json.JSONDecodeError as exc:
-        raise ProtocolError(f"not JSON ({exc.msg} at character {exc.pos}): {snippet(exc.doc)}") from exc
+        raise ProtocolError(f"not JSON ({exc.msg} at character {exc.pos}): {snippet(exc.doc)}") from None
     except RecursionError:
-        # Its traceback is as long as the nesting is deep: not kept.
         raise ProtocolError("the JSON is nested too deep") from None
     if not isinstance(value, dict):
         raise ProtocolError(f"expected an object, got {_JSON_NAMES[type(value)]}")

@@ -145,7 +145,7 @@ class Turn:
             if line is not None and self._decoder.unterminated and line.lstrip().startswith(b"{"):
                 # The start of an object and then the end of the bytes: the line was cut, not malformed.
                 raise self._cut_off() from None
-            raise self._broken(exc) from exc.__cause__
+            raise self._broken(exc) from None
         if self._overflowed:
             raise self._broken(ProtocolError(f"the stream is longer than {self._max_stream} bytes"))
         if self._eof:
