@@ -21,9 +21,12 @@ __all__ = [
     "Secret",
     "Timeouts",
     "parse_base_url",
+    "parse_count",
     "parse_endpoint",
     "parse_headers",
+    "parse_key",
     "parse_on_busy",
+    "parse_seconds",
 ]
 
 OnBusy: TypeAlias = Literal["queue", "reject", "interrupt"]
@@ -70,7 +73,8 @@ def parse_key(value: object, name: str) -> Secret:
     return Secret(value)
 
 
-def _parse_seconds(value: object, name: str) -> float:
+def parse_seconds(value: object, name: str) -> float:
+    """Return a positive, finite number; ConfigurationError otherwise."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
         return value
     raise ConfigurationError(f"{name} must be a positive number of seconds, not {snippet(repr(value), 40)}")
@@ -78,7 +82,7 @@ def _parse_seconds(value: object, name: str) -> float:
 
 def _check_seconds(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is not None:
-        _parse_seconds(value, attribute.name)
+        parse_seconds(value, attribute.name)
 
 
 @attrs.frozen
@@ -110,7 +114,7 @@ class RateLimit:
 
     def __attrs_post_init__(self) -> None:
         parse_count(self.limit, "limit", least=1)
-        _parse_seconds(self.per, "per")
+        parse_seconds(self.per, "per")
 
 
 def parse_count(value: object, name: str, *, least: int) -> int:

@@ -78,17 +78,15 @@ class Callbacks:
         on_error: OnError | None = None,
     ) -> Callbacks:
         """Return those that are given; ConfigurationError for what cannot be called."""
-        for name, callback in (
-            ("on_start", on_start),
-            ("on_token", on_token),
-            ("on_done", on_done),
-            ("on_error", on_error),
-        ):
+        for callback in (on_start, on_token, on_done, on_error):
             if callback is not None and not callable(callback):
-                raise ConfigurationError(f"{name} must be a function, not {type(callback).__name__}")
+                raise ConfigurationError(f"a callback must be a function, not {type(callback).__name__}")
         return cls(
-            *((callback,) if callback is not None else () for callback in (on_start, on_token, on_done, on_error))
-        )  # type: ignore[arg-type]
+            () if on_start is None else (on_start,),
+            () if on_token is None else (on_token,),
+            () if on_done is None else (on_done,),
+            () if on_error is None else (on_error,),
+        )
 
     def __add__(self, other: Callbacks) -> Callbacks:
         return Callbacks(

@@ -1,0 +1,206 @@
+"""The conversations, in SQLite: one worker thread owns the connection, so the event loop never waits for the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sqlite3
+import string
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from aheadless._session import Message
+from aheadless.exceptions import Delivery, StoreError
+from aheadless.protocol.codec import join_surrogates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["HISTORY_WINDOW", "Storage"]
+
+T = TypeVar("T")
+
+HISTORY_WINDOW: Final = 30  # messages that the model gets, protocol.md §5
+LAST_MESSAGE_UNITS: Final = 500  # protocol.md §4
+BUSY_TIMEOUT: Final = 5.0  # seconds to wait for another process's write
+VERSION: Final = 1
+
+_SCHEMA: Final = """
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY, session_id TEXT NOT NULL UNIQUE, creation_time REAL NOT NULL,
+    created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, last_message TEXT NOT NULL
+);
+CREATE INDEX conversations_by_update ON conversations (updated_at DESC, creation_time DESC);
+CREATE TABLE messages (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, conversation_id TEXT NOT NULL REFERENCES conversations (id),
+    role TEXT NOT NULL, content TEXT NOT NULL, creation_time REAL NOT NULL, created_at INTEGER NOT NULL
+);
+CREATE INDEX messages_by_conversation ON messages (conversation_id, number);
+"""
+
+_CONVERSATION: Final = "creation_time, id, created_at, last_message, session_id, updated_at"
+_ALPHABET: Final = string.ascii_lowercase + string.digits
+
+
+class Storage:
+    """Open with :meth:`open`, end with :meth:`aclose`. Every failure of the database is a StoreError.
+
+    A call that is cancelled is still carried out: the worker finishes what it has begun.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, worker: ThreadPoolExecutor) -> None:
+        self._connection = connection
+        self._worker = worker
+
+    @classmethod
+    async def open(cls, path: str | Path) -> Storage:
+        """Open or create the database. Raises StoreError, nothing written, for one of a newer version."""
+        worker = ThreadPoolExecutor(1, "aheadless-storage")
+        try:
+            connection = await asyncio.get_running_loop().run_in_executor(worker, _connect, path)
+        except BaseException:
+            worker.shutdown(wait=False)
+            raise
+        return cls(connection, worker)
+
+    async def add_question(self, session_id: str, text: str) -> tuple[str, list[Message]]:
+        """Store a user's message; return the conversation's id and its newest messages, this one last."""
+        return await self._run(lambda: self._add_question(session_id, text))
+
+    async def add_reply(self, conversation_id: str, text: str) -> None:
+        """Store the assistant's message."""
+        await self._run(lambda: self._add(conversation_id, "assistant", text))
+
+    async def conversations(self, limit: int) -> dict[str, object]:
+        """Return the newest conversations as the admin route sends them."""
+        return await self._run(lambda: self._conversations(limit))
+
+    async def conversation(self, conversation_id: str) -> dict[str, object] | None:
+        """Return a conversation with its messages as the admin route sends it, or None."""
+        return await self._run(lambda: self._conversation(conversation_id))
+
+    async def aclose(self) -> None:
+        """Close the database after what is under way."""
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._connection.close)
+        self._worker.shutdown(wait=False)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        def guarded() -> T:
+            try:
+                with self._connection:
+                    return work()
+            except sqlite3.Error as exc:
+                raise StoreError(f"the database failed: {exc}", delivery=Delivery.UNKNOWN) from exc
+
+        return await asyncio.get_running_loop().run_in_executor(self._worker, guarded)
+
+    def _add_question(self, session_id: str, text: str) -> tuple[str, list[Message]]:
+        row = self._connection.execute("SELECT id FROM conversations WHERE session_id = ?", (session_id,)).fetchone()
+        if row is None:
+            now = time.time() * 1000
+            conversation_id = _new_id("j")
+            self._connection.execute(
+                f"INSERT INTO conversations ({_CONVERSATION}) VALUES (?, ?, ?, '', ?, ?)",
+                (now, conversation_id, int(now), session_id, int(now)),
+            )
+        else:
+            conversation_id = row[0]
+        self._add(conversation_id, "user", text)
+        rows = self._connection.execute(
+            "SELECT role, content, created_at FROM messages WHERE conversation_id = ? ORDER BY number DESC LIMIT ?",
+            (conversation_id, HISTORY_WINDOW),
+        ).fetchall()
+        return conversation_id, [_message(*row) for row in reversed(rows)]
+
+    def _add(self, conversation_id: str, role: str, text: str) -> None:
+        now = time.time() * 1000
+        self._connection.execute(
+            "INSERT INTO messages (id, conversation_id, role, content, creation_time, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+            (_new_id("k"), conversation_id, role, join_surrogates(text), now, int(now)),
+        )
+        self._connection.execute(
+            "UPDATE conversations SET updated_at = ?, last_message = ? WHERE id = ?",
+            (int(now), _first_units(text, LAST_MESSAGE_UNITS), conversation_id),
+        )
+
+    def _conversations(self, limit: int) -> dict[str, object]:
+        rows = self._connection.execute(
+            f"SELECT {_CONVERSATION} FROM conversations ORDER BY updated_at DESC, creation_time DESC LIMIT ?", (limit,)
+        ).fetchall()
+        total = self._connection.execute("SELECT count(*) FROM conversations").fetchone()[0]
+        return {"conversations": [_conversation(*row) for row in rows], "total": total}
+
+    def _conversation(self, conversation_id: str) -> dict[str, object] | None:
+        row = self._connection.execute(
+            f"SELECT {_CONVERSATION} FROM conversations WHERE id = ?", (conversation_id,)
+        ).fetchone()
+        if row is None:
+            return None
+        rows = self._connection.execute(
+            "SELECT creation_time, id, content, conversation_id, created_at, role FROM messages"
+            " WHERE conversation_id = ? ORDER BY number",
+            (conversation_id,),
+        ).fetchall()
+        names = ("_creationTime", "_id", "content", "conversationId", "createdAt", "role")
+        return {"conversation": _conversation(*row), "messages": [dict(zip(names, row, strict=True)) for row in rows]}
+
+
+def _connect(path: str | Path) -> sqlite3.Connection:
+    try:
+        if str(path) != ":memory:":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT)
+        try:
+            _prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+    except (sqlite3.Error, OSError) as exc:
+        raise StoreError(f"the database {path} cannot be opened: {exc}", delivery=Delivery.NOT_SENT) from exc
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    version: Any = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > VERSION:
+        raise StoreError(
+            f"the database was written by a newer version of aheadless ({version}, this one knows {VERSION})",
+            delivery=Delivery.NOT_SENT,
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    if version == 0:
+        # One transaction, so that a process that dies here leaves an empty database and not half a schema.
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+
+
+def _conversation(
+    creation_time: float, id_: str, created_at: int, last_message: str, session_id: str, updated_at: int
+) -> dict[str, object]:
+    return {
+        "_creationTime": creation_time,
+        "_id": id_,
+        "createdAt": created_at,
+        "lastMessage": last_message,
+        "sessionId": session_id,
+        "updatedAt": updated_at,
+    }
+
+
+def _message(role: str, text: str, created_at: int) -> Message:
+    return Message(
+        "user" if role == "user" else "assistant", text, created_at=datetime.fromtimestamp(created_at / 1000, timezone.utc)
+    )
+
+
+def _first_units(text: str, units: int) -> str:
+    # Cut as JavaScript cuts; an emoji cut in half becomes U+FFFD, as SQLite stores no halves.
+    return join_surrogates(text).encode("utf-16-le")[: 2 * units].decode("utf-16-le", "replace")
+
+
+def _new_id(first: str) -> str:
+    return first + "".join(secrets.choice(_ALPHABET) for _ in range(31))
