@@ -123,13 +123,19 @@ class Answer:
     """
 
     def __init__(
-        self, response: aiohttp.ClientResponse, *, first_token_at: float | None, total_at: float | None
+        self,
+        response: aiohttp.ClientResponse,
+        lingering: set[Answer],
+        *,
+        first_token_at: float | None,
+        total_at: float | None,
     ) -> None:
         self.first_token_at = first_token_at
         """The loop time by which the first token must have come; None: no limit."""
         self.total_at = total_at
         """The loop time by which everything must have come; None: no limit."""
         self._response = response
+        self._lingering = lingering
         self._content = response.content
         self._loop = asyncio.get_running_loop()
         self._deadline: float | None = None  # of the read that is waiting now
@@ -165,6 +171,7 @@ class Answer:
     def close(self) -> None:
         """Close the connection at once, unless the whole body was read, which gave it back to the pool."""
         self._disarm()
+        self._lingering.discard(self)
         self._response.close()
 
     def finish(self) -> None:
@@ -179,8 +186,14 @@ class Answer:
         if self._content.total_bytes > self._taken or self._loop.is_closed():
             self._response.close()
             return
-        timer = self._loop.call_later(LINGER, self._response.close)
-        self._content.on_eof(timer.cancel)
+        timer = self._timer = self._loop.call_later(LINGER, self.close)
+        self._lingering.add(self)
+
+        def ended() -> None:
+            timer.cancel()
+            self._lingering.discard(self)
+
+        self._content.on_eof(ended)
 
     def _arm(self, deadline: float | None) -> None:
         # One timer, moved when it rings: a new one for each read would cost more than the read.
@@ -282,6 +295,7 @@ class Transport:
         self._session = session
         self._owns_session = session is None
         self._closed = False
+        self._lingering: set[Answer] = set()  # whose reply is read, but not yet the end of their body
         self._ssl = True if ssl is None else ssl
         self._proxy = proxy
         self._max_connections = max_connections
@@ -309,6 +323,8 @@ class Transport:
     async def aclose(self) -> None:
         """Close the connections; a session that the user gave stays open."""
         self._closed = True
+        for answer in tuple(self._lingering):
+            answer.close()
         if self._session is None:
             return
         if self._owns_session:
@@ -376,7 +392,7 @@ class Transport:
             # Raised here and not in the handler, so that it has no context: see the top of this module.
             raise failure
         assert response is not None  # noqa: S101 - for the type checker
-        answer = Answer(response, first_token_at=limits.wait_until, total_at=limits.total_at)
+        answer = Answer(response, self._lingering, first_token_at=limits.wait_until, total_at=limits.total_at)
         if response.status != HTTPStatus.OK or response.content_type == "text/html":
             await _refuse(response, answer)
         return answer

@@ -334,8 +334,8 @@ class ReplyStream:
         return at, phase
 
     async def _tell(self, event: Event) -> None:
-        for subscription in self._subscriptions:
-            await subscription.put(event)
+        if self._subscriptions:
+            await self._publish(event)
         callbacks = self._callbacks
         if type(event) is Token:
             await _call(callbacks.on_token, event.text)
@@ -343,6 +343,14 @@ class ReplyStream:
             await _call(callbacks.on_start, event)
         elif isinstance(self._outcome, Reply):
             await _call(callbacks.on_done, self._outcome)
+
+    async def _publish(self, event: Event) -> None:
+        try:
+            for subscription in self._subscriptions:
+                await subscription.put(event)
+        finally:
+            if isinstance(self._outcome, Reply):  # the event is `done`
+                self._end_subscriptions(self._outcome)
 
     async def _told(self, error: AheadlessError) -> AheadlessError:
         """Return an error that is to be raised, after the callbacks heard of it."""
@@ -416,8 +424,8 @@ class ReplyStream:
                 self._source.close()
         self._wiring.settle(self, outcome)
         self._task = None
-        for subscription in self._subscriptions:
-            subscription.end(outcome)
+        if isinstance(outcome, AheadlessError):
+            self._end_subscriptions(outcome)  # after a reply they end when they have `done`
 
     # --- more readers -------------------------------------------------------------------------------------------------
 
@@ -434,6 +442,10 @@ class ReplyStream:
         else:
             self._subscriptions += (subscription,)
         return subscription
+
+    def _end_subscriptions(self, outcome: Outcome) -> None:
+        for subscription in self._subscriptions:
+            subscription.end(outcome)
 
     def _unsubscribe(self, subscription: Subscription) -> None:
         self._subscriptions = tuple(other for other in self._subscriptions if other is not subscription)
@@ -538,7 +550,8 @@ class Subscription:
         self._overflow = overflow
         self._leave = leave
         self._events: deque[Event] = deque()
-        self._changed: asyncio.Future[None] | None = None
+        self._readable = asyncio.Event()
+        self._writable = asyncio.Event()
         self._outcome: Outcome | None = None
         self._reading = False
 
@@ -553,10 +566,10 @@ class Subscription:
             while not self._events:
                 if self._outcome is not None:
                     self._finish(self._outcome)
-                await self._change()
-            event = self._events.popleft()
-            self._notify()
-            return event
+                self._readable.clear()
+                await self._readable.wait()
+            self._writable.set()
+            return self._events.popleft()
         finally:
             self._reading = False
 
@@ -564,8 +577,7 @@ class Subscription:
         """Stop listening; the stream goes on."""
         self._leave(self)
         self._events.clear()
-        self._outcome = self._outcome or StreamStoppedError("the subscription was closed")
-        self._notify()
+        self.end(StreamStoppedError("the subscription was closed"))
 
     async def __aenter__(self) -> Subscription:
         return self
@@ -584,29 +596,20 @@ class Subscription:
                 self._leave(self)
                 self.end(UsageError(f"the reader of this subscription is more than {self._maxsize} events behind"))
             else:
-                await self._change()
+                self._writable.clear()
+                await self._writable.wait()
         if self._outcome is None:
             self._events.append(event)
-            self._notify()
+            self._readable.set()
 
     def end(self, outcome: Outcome) -> None:
         """Take the end of the stream."""
         if self._outcome is None:
             self._outcome = outcome
-            self._notify()
+            self._readable.set()
+            self._writable.set()
 
     def _finish(self, outcome: Outcome) -> NoReturn:
         if isinstance(outcome, Reply | StreamStoppedError):
             raise StopAsyncIteration
         raise outcome
-
-    async def _change(self) -> None:
-        self._changed = asyncio.get_running_loop().create_future()
-        try:
-            await self._changed
-        finally:
-            self._changed = None
-
-    def _notify(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)

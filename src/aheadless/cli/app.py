@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path  # noqa: TC003 - cyclopts reads the annotations
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from aheadless._version import __version__
-from aheadless.cli.output import EXIT_CODES, ExitCode, visible
+from aheadless.cli.output import ExitCode, one_line
+from aheadless.cli.process import complain, is_terminal
+from aheadless.exceptions import ConfigurationError, InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aheadless import ChatClient
+    from aheadless.cli import commands
 
 __all__ = ["app", "run_app"]
 
+# More than any message: 4000 UTF-16 units (protocol.md §1) are at most 12,000 bytes, and a line's end.
+MAX_STDIN = 16_000
+
+# A key is one line.
+MAX_KEY_FILE = 4096
+
 app = App(
     name="aheadless",
-    version=__version__,
-    help="Talk to a Headless chat API, or run one.\n\n"
-    "The server and its key come from AHEADLESS_BASE_URL and AHEADLESS_API_KEY (or WIDGET_API_KEY).\n\n"
-    f"Exit codes: {EXIT_CODES}.",
+    version_flags=[],
+    help_format="plaintext",
+    default_parameter=Parameter(negative=(), show_default=False),
 )
 
 
@@ -41,23 +49,41 @@ class Connection:
     "A file that holds the key; AHEADLESS_API_KEY if left out. (A key among the arguments could be read by others.)"
 
     timeout: float | None = None
-    "Seconds to wait for the first token, and between two events; 60 if left out."
+    "Seconds to wait for the first token and between two events [60], or for a whole answer with --no-stream [120]."
 
     legacy_auth: bool = False
     "Send the key in the old header, x-widget-api-key."
 
+    allow_insecure_http: bool = False
+    "Let the key go over http:// to a public host."
+
     def client(self) -> ChatClient:
         """Return a client for these options."""
-        from aheadless import ChatClient, ConfigurationError, Timeouts  # noqa: PLC0415
+        from aheadless import ChatClient, Timeouts  # noqa: PLC0415
 
-        key = None
-        if self.api_key_file is not None:
-            try:
-                key = self.api_key_file.read_text("utf-8").strip()
-            except (OSError, UnicodeDecodeError) as exc:
-                raise ConfigurationError(f"the key file {self.api_key_file} cannot be read: {exc}") from None
-        timeouts = Timeouts() if self.timeout is None else Timeouts(first_token=self.timeout, idle=self.timeout)
-        return ChatClient(self.url, api_key=key, timeouts=timeouts, legacy_auth=self.legacy_auth)
+        if self.url is None and not os.environ.get("AHEADLESS_BASE_URL"):
+            raise ConfigurationError("which server? Pass --url or set AHEADLESS_BASE_URL")
+        seconds = self.timeout
+        return ChatClient(
+            self.url,
+            api_key=_read_key(self.api_key_file, "--api-key-file"),
+            timeouts=None if seconds is None else Timeouts(first_token=seconds, idle=seconds, send=seconds),
+            legacy_auth=self.legacy_auth,
+            allow_insecure_http=self.allow_insecure_http,
+        )
+
+
+def _read_key(path: Path | None, option: str) -> str | None:
+    if path is None:
+        return None
+    # The path is not repeated: it is the key itself if somebody took this option for another.
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_KEY_FILE).decode("ascii").strip()
+    except OSError as exc:
+        raise ConfigurationError(f"the file of {option} cannot be read: {exc.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"the file of {option} holds something else than a key") from None
 
 
 def run_app(arguments: Sequence[str]) -> int:
@@ -65,32 +91,42 @@ def run_app(arguments: Sequence[str]) -> int:
     try:
         code: object = app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as exc:
-        print("aheadless:", visible(" ".join(str(exc).split())), file=sys.stderr)
+        # Cut at the "=": what follows may be a key that was meant for an option of another name.
+        problem = re.sub(r"(--?[\w-]+)=[^\s\"']*", r"\1=…", one_line(str(exc)))
+        complain(f"aheadless: {problem} See aheadless {_command_of(arguments)}--help")
         return ExitCode.USAGE
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _command_of(arguments: Sequence[str]) -> str:
+    return f"{arguments[0]} " if arguments[0] in app else ""
 
 
 @app.command
 def send(
     text: str,
+    /,
     *,
     session: str | None = None,
     json: bool = False,
     ndjson: bool = False,
     no_stream: bool = False,
     raw: bool = False,
-    connection: Connection = Connection(),  # noqa: B008 - frozen
+    connection: Connection = Connection(),
 ) -> int:
     """Send one message and write the answer to stdout.
+
+    The answer comes token by token. Control characters in it are shown as pictures,
+    as ␛ for ESC, on a pipe as well.
 
     Parameters
     ----------
     text
-        The message; `-` reads it from stdin.
+        The message; - reads it from stdin.
     session
         The session id; without one the message begins a conversation of its own.
     json
-        Write one JSON object when the answer is complete.
+        Write one JSON object when the answer is complete, or has failed.
     ndjson
         Write the events, a JSON object a line, as they come.
     no_stream
@@ -100,19 +136,29 @@ def send(
     """
     from aheadless.cli import commands  # noqa: PLC0415
 
+    if json + ndjson + raw > 1:
+        raise ConfigurationError("--json, --ndjson and --raw exclude each other")
+    if ndjson and no_stream:
+        raise ConfigurationError("--ndjson shows a stream; it does not go with --no-stream")
     form: commands.Form = "json" if json else "ndjson" if ndjson else "raw" if raw else "text"
-    return commands.send(connection, _message(text), session, form=form, stream=not no_stream)
+    return commands.send(connection.client, _message(text), session, form=form, stream=not no_stream)
 
 
 def _message(text: str) -> str:
     if text != "-":
         return text
-    # What a person or a program puts last is a newline that is not meant.
-    return sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n").removesuffix("\r")
+    data = sys.stdin.buffer.read(MAX_STDIN + 1)
+    if len(data) > MAX_STDIN:
+        raise InvalidRequestError(f"stdin holds more than {MAX_STDIN} bytes, more than a message may have")
+    try:
+        # What a person or a program puts last is a newline that is not meant.
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as exc:
+        raise InvalidRequestError(f"stdin is not UTF-8 text: byte {exc.start} is wrong") from None
 
 
 @app.command
-def chat(*, session: str | None = None, connection: Connection = Connection()) -> int:  # noqa: B008
+def chat(*, session: str | None = None, connection: Connection = Connection()) -> int:
     """Chat in the terminal; tokens appear as they arrive, Ctrl-C stops a reply.
 
     Parameters
@@ -122,15 +168,15 @@ def chat(*, session: str | None = None, connection: Connection = Connection()) -
     """
     from aheadless.cli import commands  # noqa: PLC0415
 
-    return commands.chat(connection, session)
+    return commands.chat(connection.client, session)
 
 
 @app.command
-def health(*, connection: Connection = Connection()) -> int:  # noqa: B008
-    """Ask the server whether it is well."""
+def health(*, connection: Connection = Connection()) -> int:
+    """Ask the server whether it is well, and how long it takes to say so."""
     from aheadless.cli import commands  # noqa: PLC0415
 
-    return commands.health(connection)
+    return commands.health(connection.client)
 
 
 @app.command
@@ -146,7 +192,7 @@ def demo(*, once: bool = False) -> int:
     """
     from aheadless.cli import commands  # noqa: PLC0415
 
-    return commands.demo(once=once or not (sys.stdin.isatty() and sys.stdout.isatty()))
+    return commands.demo(once=once or not is_terminal(sys.stdin, sys.stdout))
 
 
 @app.command
@@ -154,8 +200,10 @@ def serve(
     *,
     host: str | None = None,
     port: int | None = None,
+    api_key_file: Path | None = None,
+    admin_key_file: Path | None = None,
     database: Path | None = None,
-    engine: str | None = None,
+    engine: Literal["answers", "openai", "echo"] | None = None,
     answers_folder: Path | None = None,
     openai_base_url: str | None = None,
     openai_model: str | None = None,
@@ -164,10 +212,14 @@ def serve(
     cors_origin: tuple[str, ...] | None = None,
     production: bool | None = None,
 ) -> int:
-    """Run the API's server until SIGINT or SIGTERM; running replies are finished and stored first.
+    """Run the API's server until SIGINT or SIGTERM.
 
-    What is left out comes from the environment: AHEADLESS_HOST, AHEADLESS_PORT and so on. Keys come from there alone:
-    AHEADLESS_API_KEY, AHEADLESS_ADMIN_KEY, AHEADLESS_OPENAI_API_KEY. On loopback without a key one is made and printed.
+    Replies that are being written then are finished and stored first; a second
+    signal ends it at once.
+
+    What is left out comes from the environment: AHEADLESS_HOST, AHEADLESS_PORT and
+    so on; keys from AHEADLESS_API_KEY, AHEADLESS_ADMIN_KEY and
+    AHEADLESS_OPENAI_API_KEY. On loopback without a key one is made and printed.
 
     Parameters
     ----------
@@ -175,10 +227,14 @@ def serve(
         The address to listen on [127.0.0.1].
     port
         The port; 0 takes a free one [4000].
+    api_key_file
+        A file that holds the key of the chat, of at least 24 characters.
+    admin_key_file
+        A file that holds the key of the conversations API.
     database
         The SQLite file of the conversations; without one they are kept in memory.
     engine
-        Who answers: answers, openai or echo [answers].
+        Who answers [answers].
     answers_folder
         The Markdown to answer from; the documentation of aheadless if left out.
     openai_base_url
@@ -186,7 +242,7 @@ def serve(
     openai_model
         The model to ask for.
     rate_limit
-        Requests in a window for each address, as in 30/60; off: none.
+        Requests in a window of seconds for each address, as in 30/60; off: none.
     trusted_proxies
         How many proxies of yours stand in front of this server.
     cors_origin
@@ -195,18 +251,26 @@ def serve(
         Add HSTS, tell less about refused requests.
     """
     from aheadless.cli import commands  # noqa: PLC0415
+    from aheadless.server.settings import ServerSettings, settings_from_env  # noqa: PLC0415
 
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "api_key": _read_key(api_key_file, "--api-key-file"),
+        "admin_key": _read_key(admin_key_file, "--admin-key-file"),
+        "database": database,
+        "engine": engine,
+        "answers_folder": answers_folder,
+        "openai_base_url": openai_base_url,
+        "openai_model": openai_model,
+        "trusted_proxies": trusted_proxies,
+        "cors_origins": cors_origin,
+        "production": production,
+    }
+    environment = dict(os.environ)
     if rate_limit is not None:
-        os.environ["AHEADLESS_RATE_LIMIT"] = rate_limit
-    return commands.serve(
-        host=host,
-        port=port,
-        database=None if database is None else str(database),
-        engine=engine,
-        answers_folder=answers_folder,
-        openai_base_url=openai_base_url,
-        openai_model=openai_model,
-        trusted_proxies=trusted_proxies,
-        cors_origins=cors_origin,
-        production=production,
-    )
+        if not re.fullmatch(r"off|[1-9]\d{0,8}(/[1-9]\d{0,8})?", rate_limit):
+            raise ConfigurationError("--rate-limit must be as in 30/60, which is 30 requests in 60 seconds, or off")
+        environment["AHEADLESS_RATE_LIMIT"] = rate_limit
+    settings = settings_from_env(environment) | {name: value for name, value in given.items() if value is not None}
+    return commands.serve(ServerSettings(**settings))

@@ -2,87 +2,138 @@
 
 from __future__ import annotations
 
-import asyncio
+import importlib
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
 from aheadless.cli.output import ExitCode, error_line, visible
-from aheadless.cli.terminal import complain, show, write
-from aheadless.exceptions import AheadlessError, ClientClosedError
+from aheadless.cli.process import complain, is_terminal, write
+from aheadless.cli.terminal import show, signals
+from aheadless.exceptions import AheadlessError
+from aheadless.protocol.turn import TurnState
 
 if TYPE_CHECKING:
-    from aheadless import Chat
+    import asyncio
+
+    from aheadless import Chat, Message, ReplyStream
 
 __all__ = ["converse"]
 
 HELP: Final = """\
 /help      this list
 /history   the messages of this session
-/session   its id
+/session   its id, for --session the next time
 /quit      leave, as Ctrl-D does
 Ctrl-C     stop the reply that is being written"""
 
 
-def converse(chat: Chat, runner: asyncio.Runner) -> int:
-    """Ask and answer until the person leaves.
+def converse(chat: Chat, runner: asyncio.Runner, *, greeting: str) -> int:
+    """Ask and answer until the person leaves; return the exit code.
 
-    The event loop stands still while the person types, so Ctrl-C belongs to the prompt then, and to the reply else.
+    The event loop stands still while the person types: what is typed goes to `input()` on the main thread, where
+    Ctrl-C works as people know it, and there is no second thread that would have to be woken up to leave.
     """
-    _enable_line_editing()
-    write("Ask something; /help lists the commands.\n")
-    warned = False
-    while True:
-        try:
-            line = input("\nyou: " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            write("\n")
-            return ExitCode.OK
-        except KeyboardInterrupt:
-            if warned:
-                write("\n")
-                return ExitCode.SIGINT
-            warned = True
-            write("\nCtrl-C once more, Ctrl-D or /quit leaves.\n")
-            continue
+    conversation = _Conversation(chat, runner)
+    with signals(conversation.on_signal):
+        return conversation.run(greeting)
+
+
+class _Conversation:
+    """A chat and what a signal means in it at the moment."""
+
+    def __init__(self, chat: Chat, runner: asyncio.Runner) -> None:
+        self._chat = chat
+        self._runner = runner
+        self._live: ReplyStream | None = None
+        self._typing = False
+        self._terminated = False
+
+    def on_signal(self, number: int) -> None:
+        """Stop the live reply, or end the prompt; SIGTERM ends the program after that."""
+        self._terminated |= number == signal.SIGTERM
+        if self._live is not None:
+            self._runner.get_loop().call_soon_threadsafe(self._live.stop)
+        elif self._typing:
+            self._typing = False
+            raise KeyboardInterrupt
+
+    def run(self, greeting: str) -> int:
+        prompt = _prompt()
+        write(f"{greeting}\n")
         warned = False
-        if line in {"/quit", "/exit"}:
-            return ExitCode.OK
-        if line.startswith("/"):
-            write(_command(chat, line) + "\n")
-        elif line:
-            _ask(chat, line, runner)
+        while not self._terminated:
+            try:
+                line = self._read(prompt)
+            except EOFError:
+                write("\n" if prompt else "")
+                return ExitCode.OK
+            except KeyboardInterrupt:
+                write("\n")
+                if warned:
+                    return ExitCode.SIGINT
+                warned = not self._terminated
+                write("Ctrl-C once more leaves, as Ctrl-D and /quit do.\n" * warned)
+                continue
+            warned = False
+            match line.strip():
+                case "":
+                    pass
+                case "/quit" | "/exit":
+                    return ExitCode.OK
+                case command if command.startswith("/"):
+                    write(self._answer(command) + "\n")
+                case _:
+                    self._ask(line)
+        return ExitCode.SIGTERM
+
+    def _read(self, prompt: str) -> str:
+        write("\n" if prompt else "")
+        try:
+            self._typing = True
+            return input(prompt)
+        finally:
+            self._typing = False
+
+    def _ask(self, message: str) -> None:
+        try:
+            self._live = self._chat.stream(message)
+            self._runner.run(show(self._live))
+            if self._live.state is not TurnState.DONE:
+                write("[stopped]\n")
+        except AheadlessError as exc:
+            complain(error_line(exc))
+        finally:
+            self._live = None
+
+    def _answer(self, command: str) -> str:
+        match command:
+            case "/help":
+                return HELP
+            case "/session":
+                return self._chat.session_id
+            case "/history":
+                return "\n".join(map(_as_line, self._chat.messages)) or "nothing was said yet"
+            case _:
+                return f"{visible(command)} is no command; /help lists them"
 
 
-def _ask(chat: Chat, line: str, runner: asyncio.Runner) -> None:
+def _as_line(message: Message) -> str:
+    mark = "" if message.status == "complete" else f" [{message.status}]"
+    return f"{message.role}: {visible(message.text)}{mark}"
+
+
+def _prompt() -> str:
+    """Return the prompt, or nothing where nobody would see it."""
+    if not is_terminal(sys.stdin, sys.stdout):
+        return ""
+    # Loading it gives input() a history and editing keys; Windows has none, and a prompt in bytes of its own.
     try:
-        runner.run(show(chat.stream(line)))
-    except KeyboardInterrupt:
-        write("[stopped]\n")
-    except ClientClosedError:
-        raise
-    except AheadlessError as exc:
-        complain(error_line(exc))
-
-
-def _command(chat: Chat, line: str) -> str:
-    match line:
-        case "/help":
-            return HELP
-        case "/session":
-            return chat.session_id
-        case "/history":
-            said = (f"{message.role}: {visible(message.text)}{_mark(message.status)}" for message in chat.messages)
-            return "\n".join(said) or "nothing was said yet"
-        case _:
-            return f"{visible(line)} is not a command; /help lists them"
-
-
-def _mark(status: str) -> str:
-    return "" if status == "complete" else f" [{status}]"
-
-
-def _enable_line_editing() -> None:
-    try:
-        import readline  # noqa: F401, PLC0415 - its import gives input() history and editing; Windows has none
-    except ImportError:
-        pass
+        importlib.import_module("readline")
+    except ImportError:  # pragma: no cover - there is one where this is measured
+        return "you: "
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") in {None, "", "dumb"}:
+        return "you: "
+    # What is between \x01 and \x02 does not count for the width of the line that is edited.
+    return "\x01\x1b[1;36m\x02you:\x01\x1b[0m\x02 "

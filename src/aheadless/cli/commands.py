@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
-import signal
-import sys
+import socket
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-import attrs
-
-from aheadless import ChatClient, Reply, Secret
+from aheadless import AheadlessError, ChatClient, ConfigurationError, Reply, ReplyFailedError
 from aheadless.cli.chat import converse
-from aheadless.cli.output import ExitCode, visible
-from aheadless.cli.terminal import guard, run, show, write
+from aheadless.cli.output import ExitCode, visible, visible_json
+from aheadless.cli.process import complain, write
+from aheadless.cli.terminal import on_first_signal, run, show
 from aheadless.protocol.codec import encode_event
+from aheadless.protocol.events import Failure
 from aheadless.server import ServerSettings, run_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, Callable
 
-    from aheadless.cli.app import Connection
+    from aheadless import Chat
 
-__all__ = ["chat", "demo", "health", "send", "serve"]
+__all__ = ["Form", "chat", "demo", "health", "send", "serve"]
 
 Form: TypeAlias = Literal["text", "raw", "json", "ndjson"]
 """How an answer is written."""
@@ -39,92 +39,113 @@ QUESTIONS: Final = (
 # A word every 15 ms is a fast reader's pace, and lets one see that it streams.
 DEMO_DELAY: Final = 0.015
 
+GREETING: Final = "Ask something. /help lists the commands, Ctrl-D leaves."
+DEMO_GREETING: Final = (
+    "A server and a chat in one process: the answers are passages of the documentation of aheadless.\n"
+    f'Try "{QUESTIONS[0]}" /help lists the commands, Ctrl-D leaves.'
+)
 
-def send(
-    connection: Connection,
-    message: str,
-    session: str | None,
-    *,
-    form: Form,
-    stream: bool,
-) -> int:
+
+def send(client: Callable[[], ChatClient], message: str, session: str | None, *, form: Form, stream: bool) -> int:
     """Send a message and write the answer."""
 
     async def work() -> int:
-        async with connection.client() as client:
-            conversation = client.chat(session or _new_session())
-            if form == "ndjson":
-                async for event in conversation.stream(message):
-                    write(encode_event(event).decode("utf-8"))
-            elif form == "json":
-                reply = await (conversation.stream(message) if stream else conversation.send(message))
-                write(json.dumps(_as_json(reply), ensure_ascii=False) + "\n")
-            elif stream:
-                await show(conversation.stream(message), raw=form == "raw")
-            else:
-                reply = await conversation.send(message)
-                write((reply.text if form == "raw" else visible(reply.text)) + "\n")
+        async with client() as opened:
+            conversation = opened.chat(session or _new_session())
+            match form:
+                case "ndjson":
+                    await _write_events(conversation, message)
+                case "json":
+                    await _write_object(conversation, message, stream=stream)
+                case _ if stream:
+                    await show(conversation.stream(message), raw=form == "raw")
+                case _:
+                    reply = await conversation.send(message)
+                    write((reply.text if form == "raw" else visible(reply.text)) + "\n")
         return ExitCode.OK
 
     return run(work())
 
 
-def _as_json(reply: Reply) -> dict[str, Any]:
+async def _write_events(conversation: Chat, message: str) -> None:
+    try:
+        async for event in conversation.stream(message):
+            _write_json_line(encode_event(event).decode("utf-8"))
+    except ReplyFailedError as exc:
+        _write_json_line(encode_event(Failure(exc.reason)).decode("utf-8"))
+        raise
+
+
+async def _write_object(conversation: Chat, message: str, *, stream: bool) -> None:
+    try:
+        reply = await (conversation.stream(message) if stream else conversation.send(message))
+    except AheadlessError as exc:
+        failed = {"sessionId": conversation.session_id, "partial": exc.partial, "error": _error_as_json(exc)}
+        _write_json_line(json.dumps(failed, ensure_ascii=False) + "\n")
+        raise
+    _write_json_line(json.dumps(_reply_as_json(reply), ensure_ascii=False) + "\n")
+
+
+def _write_json_line(line: str) -> None:
+    write(visible_json(line))
+
+
+def _reply_as_json(reply: Reply) -> dict[str, Any]:
     return {
         "text": reply.text,
+        "streamedText": reply.streamed_text,
         "sessionId": reply.session_id,
         "conversationId": reply.conversation_id,
-        "timings": attrs.asdict(reply.timings),
+        "timings": {"firstToken": reply.timings.first_token, "total": reply.timings.total},
     }
+
+
+def _error_as_json(error: AheadlessError) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error), "delivery": error.delivery.value}
 
 
 def _new_session() -> str:
     return f"cli:{secrets.token_hex(8)}"
 
 
-def health(connection: Connection) -> int:
+def health(client: Callable[[], ChatClient]) -> int:
     """Write whether the server is well, and how long it took to say so."""
 
     async def work() -> int:
-        async with connection.client() as client:
+        async with client() as opened:
             begun = time.perf_counter()
-            answer = await client.health()
+            answer = await opened.health()
             took = (time.perf_counter() - begun) * 1000
-            write(f"{visible(answer.status)}  {client.base_url}  {took:.0f} ms\n")
-        return ExitCode.OK if answer.ok else ExitCode.SERVER
+            write(f"{visible(answer.status)}  {opened.base_url}  {took:.0f} ms\n")
+        if answer.ok:
+            return ExitCode.OK
+        complain("aheadless: the server says that it is not well; look at its log")
+        return ExitCode.SERVER
 
     return run(work())
 
 
-def chat(connection: Connection, session: str | None) -> int:
+def chat(client: Callable[[], ChatClient], session: str | None) -> int:
     """Chat with a server."""
-
-    def work() -> int:
-        with asyncio.Runner() as runner:
-            client = connection.client()
-            try:
-                return converse(client.chat(session or _new_session()), runner)
-            finally:
-                runner.run(client.aclose())
-
-    return guard(work)
+    with asyncio.Runner() as runner:
+        opened = client()
+        try:
+            return converse(opened.chat(session or _new_session()), runner, greeting=GREETING)
+        finally:
+            runner.run(opened.aclose())
 
 
 def demo(*, once: bool) -> int:
     """Chat with a server of one's own."""
     if once:
         return run(_ask_all())
-
-    def work() -> int:
-        with asyncio.Runner() as runner:
-            host = _demo_client()
-            client = runner.run(host.__aenter__())
-            try:
-                return converse(client.chat(_new_session()), runner)
-            finally:
-                runner.run(host.__aexit__(None, None, None))
-
-    return guard(work)
+    with asyncio.Runner() as runner:
+        host = _demo_client()
+        client = runner.run(host.__aenter__())
+        try:
+            return converse(client.chat(_new_session()), runner, greeting=DEMO_GREETING)
+        finally:
+            runner.run(host.__aexit__(None, None, None))
 
 
 async def _ask_all() -> int:
@@ -138,38 +159,42 @@ async def _ask_all() -> int:
 
 
 @asynccontextmanager
-async def _demo_client() -> AsyncIterator[ChatClient]:
+async def _demo_client() -> AsyncGenerator[ChatClient]:
     settings = ServerSettings(port=0, rate_limit=None, answers_delay=DEMO_DELAY, shutdown_timeout=1.0)
     async with run_server(settings) as server, ChatClient(server.url, api_key=server.api_key) as client:
         yield client
 
 
-def serve(**given: Any) -> int:
-    """Run a server until a signal."""
+def serve(settings: ServerSettings) -> int:
+    """Run a server until a signal, then let running replies finish; a second signal ends it at once."""
 
     async def work() -> int:
-        settings = ServerSettings.from_env(**given)
         ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                loop.add_signal_handler(number, ended.set)
-            except NotImplementedError:
-                break  # Windows: Ctrl-C cancels this coroutine, which ends the server in the same way
-        async with run_server(settings) as server:
-            write(f"aheadless serves {server.url}\n")
-            if settings.key_was_made:
-                write(_introduction(server.url, settings.api_key))
-            await ended.wait()
-            print("finishing the replies that are being written", file=sys.stderr)
+        with on_first_signal(lambda _: ended.set()):
+            async with AsyncExitStack() as stack:
+                try:
+                    server = await stack.enter_async_context(run_server(settings))
+                except OSError as exc:
+                    where = f"{settings.host}:{settings.port}"
+                    raise ConfigurationError(f"cannot listen on {where}: {_reason(exc)}; try another --port") from None
+                write(_introduction(server.url, settings))
+                await ended.wait()
+                complain("aheadless: ending, once the replies that are being written are finished")
         return ExitCode.OK
 
     return run(work())
 
 
-def _introduction(url: str, key: Secret) -> str:
+def _reason(error: OSError) -> str | None:
+    # asyncio wraps the system's words in a sentence with the address in it.
+    return error.strerror if error.errno is None or isinstance(error, socket.gaierror) else os.strerror(error.errno)
+
+
+def _introduction(url: str, settings: ServerSettings) -> str:
+    key = settings.api_key.reveal() if settings.key_was_made else "$AHEADLESS_API_KEY"
+    made = f"This key was made for this run, as there is no AHEADLESS_API_KEY: {key}\n" if settings.key_was_made else ""
     return (
-        f"This key was made for this run, as AHEADLESS_API_KEY is not set: {key.reveal()}\n\n"
-        f"  curl -N {url}/v1/chat/stream -H 'x-api-key: {key.reveal()}' -H 'content-type: application/json' \\\n"
+        f"aheadless serves {url}\n{made}\n"
+        f'  curl -N {url}/v1/chat/stream -H "x-api-key: {key}" -H "content-type: application/json" \\\n'
         '    -d \'{"sessionId": "me", "message": "What is aheadless?"}\'\n\n'
     )

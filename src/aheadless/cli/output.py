@@ -1,4 +1,8 @@
-"""What people and scripts see: safe text, one line for an error, an exit code for its kind. No I/O."""
+"""What people and scripts see: safe text, one line for an error, an exit code for its kind. No I/O.
+
+Text that came from a server is never written as it is: :func:`visible` shows what could command a terminal, on a pipe
+as well, because what stands in a file or a log is shown on a terminal some day. `send --raw` is the way around.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from aheadless.exceptions import (
     NotFoundError,
     ProtocolError,
     RateLimitError,
+    RedirectError,
     RejectedError,
     ReplyFailedError,
     RequestTimeoutError,
@@ -26,7 +31,7 @@ from aheadless.exceptions import (
     StreamInterruptedError,
 )
 
-__all__ = ["EXIT_CODES", "ExitCode", "error_line", "exit_code", "visible"]
+__all__ = ["OVERVIEW", "ExitCode", "error_line", "exit_code", "one_line", "visible", "visible_json"]
 
 
 class ExitCode(enum.IntEnum):
@@ -47,25 +52,64 @@ class ExitCode(enum.IntEnum):
     SIGTERM = 143
 
 
-EXIT_CODES: Final = """\
-0 well; 1 failed otherwise; 2 wrong use or settings; 3 no connection; 4 the key is refused; 5 the request is refused;
-6 too many requests; 7 the server failed; 8 the answer is not complete; 9 timed out; 130, 141, 143 ended by SIGINT, a
-closed pipe, SIGTERM"""
+# A test holds the commands against the app's.
+OVERVIEW: Final = """\
+Usage: aheadless COMMAND
 
-# The first class that fits counts.
+Talk to a Headless chat API, or run one.
+
+Commands:
+  chat     Chat in the terminal; tokens appear as they arrive, Ctrl-C stops a reply.
+  demo     Run a server and a chat in one process: no key, no network, nothing to set up.
+  health   Ask the server whether it is well, and how long it takes to say so.
+  send     Send one message and write the answer to stdout.
+  serve    Run the API's server until SIGINT or SIGTERM.
+
+  aheadless COMMAND --help lists the options of a command; aheadless --version shows the version.
+
+Environment:
+  AHEADLESS_BASE_URL   the server, as in http://127.0.0.1:4000; or --url
+  AHEADLESS_API_KEY    its key (or WIDGET_API_KEY); or --api-key-file
+  NO_COLOR             if set, nothing is coloured
+
+Exit codes:
+  0    all is well
+  1    failed in another way, as when the disk is full
+  2    wrong use: an option, a setting, the message; no key
+  3    no connection to the server
+  4    the key is refused
+  5    the request is refused, or there is no such API at this URL
+  6    too many requests
+  7    the server failed, or does not speak this API
+  8    the answer broke off
+  9    timed out
+  130  ended by SIGINT (Ctrl-C)
+  141  whoever read the output has closed it
+  143  ended by SIGTERM
+"""
+
+# The first class that fits counts. The text is what to do next.
 _KINDS: Final[tuple[tuple[tuple[type[AheadlessError], ...], ExitCode, str], ...]] = (
-    ((ConfigurationError, InvalidRequestError), ExitCode.USAGE, ""),
+    ((ConfigurationError,), ExitCode.USAGE, "see aheadless --help"),
+    ((InvalidRequestError,), ExitCode.USAGE, ""),
     ((ConnectError,), ExitCode.CONNECT, "is the server running, and is the URL right?"),
     ((AuthenticationError,), ExitCode.AUTHENTICATION, "set AHEADLESS_API_KEY to the server's key"),
-    ((RateLimitError,), ExitCode.RATE_LIMIT, "wait a minute and try again"),
-    ((NotFoundError, RejectedError), ExitCode.REJECTED, ""),
-    ((ServerError, ReplyFailedError, StoreError), ExitCode.SERVER, ""),
-    ((RequestTimeoutError,), ExitCode.TIMEOUT, ""),
-    ((StreamInterruptedError, ConnectionLostError), ExitCode.INTERRUPTED, ""),
+    ((RateLimitError,), ExitCode.RATE_LIMIT, "wait a minute, then send it again"),
+    ((RedirectError, NotFoundError), ExitCode.REJECTED, "check the URL"),
+    ((RejectedError,), ExitCode.REJECTED, "change the message or the session id"),
+    ((ServerError, ReplyFailedError, StoreError), ExitCode.SERVER, "look at the server's log"),
+    ((RequestTimeoutError,), ExitCode.TIMEOUT, "try a longer --timeout"),
+    ((StreamInterruptedError, ConnectionLostError), ExitCode.INTERRUPTED, "look at the server and the network"),
     ((ProtocolError, StatusError), ExitCode.SERVER, "is this the URL of a Headless chat API?"),
 )
 
-# Control characters but for tab and newline, and those that turn the direction of the text around.
+_BECAME: Final = {
+    Delivery.UNKNOWN: "the message may have been stored",
+    Delivery.ACCEPTED: "the message was stored",
+}
+
+# Control characters but for tab and newline, those that turn the direction of the text around, and halves of surrogate
+# pairs, which cannot be written at all.
 _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -74,11 +118,25 @@ def visible(text: str) -> str:
     return _UNSAFE.sub(_picture, text)
 
 
+def visible_json(text: str) -> str:
+    """Return JSON text that says the same, with those characters escaped: JSON itself lets most of them stand."""
+    return _UNSAFE.sub(_escape, text)
+
+
+def one_line(text: str) -> str:
+    """Return the text visible and on one line."""
+    return visible(" ".join(text.split()))
+
+
 def _picture(match: re.Match[str]) -> str:
     code = ord(match.group())
-    if code < 0x20:  # noqa: PLR2004
+    if code < 0x20:  # noqa: PLR2004 - U+2400 to U+241F are the pictures of U+0000 to U+001F
         return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"\\u{code:04x}"  # noqa: PLR2004
+    return "\u2421" if code == 0x7F else _escape(match)  # noqa: PLR2004
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match.group()):04x}"
 
 
 def exit_code(error: AheadlessError) -> ExitCode:
@@ -87,14 +145,9 @@ def exit_code(error: AheadlessError) -> ExitCode:
 
 
 def error_line(error: AheadlessError) -> str:
-    """Return one line: what went wrong, what became of the message, what to do."""
-    hint = next((hint for kinds, _, hint in _KINDS if isinstance(error, kinds)), "")
-    told = {
-        Delivery.UNKNOWN: "the message may have been stored",
-        Delivery.ACCEPTED: "the message was stored; the answer above is not complete"
-        if error.partial
-        else "the message was stored",
-    }.get(error.delivery, "")
-    if isinstance(error, ConfigurationError | InvalidRequestError):
-        told = ""
-    return "aheadless: " + "; ".join(visible(part).replace("\n", " ") for part in (str(error), told, hint) if part)
+    """Return one line: what went wrong, what became of the message and the answer, what to do."""
+    parts = [str(error), _BECAME.get(error.delivery, "")]
+    if error.partial:
+        parts.append("the answer is not complete")
+    parts.append(next((hint for kinds, _, hint in _KINDS if isinstance(error, kinds)), ""))
+    return "aheadless: " + "; ".join(one_line(part) for part in parts if part)

@@ -1,103 +1,135 @@
-"""The command's end of the process: writing, signals, and from an error to an exit code."""
+"""Signals, and a reply on a terminal or a pipe while it is written."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Final
 
-from aheadless.cli.output import ExitCode, error_line, exit_code, visible
-from aheadless.exceptions import AheadlessError
+from aheadless.cli.output import visible
+from aheadless.cli.process import complain, is_terminal, write
+from aheadless.protocol.codec import trim
+from aheadless.protocol.turn import TurnState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Generator
+
+    from rich.status import Status
 
     from aheadless import ReplyStream
 
-__all__ = ["complain", "guard", "run", "show", "thinking", "write"]
+__all__ = ["on_first_signal", "run", "show", "signals", "thinking"]
 
-
-def write(text: str) -> None:
-    """Write to stdout at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def complain(line: str) -> None:
-    """Write a line to stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def run(work: Coroutine[object, object, int]) -> int:
-    """Run a command to its exit code; SIGINT and SIGTERM cancel it, so that its stream is closed."""
-    return guard(lambda: asyncio.run(_until_terminated(work)))
-
-
-def guard(work: Callable[[], int]) -> int:
-    """Call a command and turn what it raises into one line and an exit code."""
-    try:
-        return work()
-    except AheadlessError as exc:
-        complain(error_line(exc))
-        return exit_code(exc)
-    except BrokenPipeError:
-        # Whoever read has enough. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.SIGPIPE
-    except KeyboardInterrupt:
-        return ExitCode.SIGINT
-    except OSError as exc:
-        complain(f"aheadless: {visible(str(exc))}")
-        return ExitCode.FAILED
-
-
-async def _until_terminated(work: Coroutine[object, object, int]) -> int:
-    terminated = False
-    task = asyncio.ensure_future(work)
-
-    def terminate() -> None:
-        nonlocal terminated
-        terminated = True
-        task.cancel()
-
-    try:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-    except NotImplementedError:
-        pass  # Windows ends a process without asking
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if not terminated:
-            raise
-        return ExitCode.SIGTERM
-
-
-async def show(stream: ReplyStream, *, raw: bool = False) -> None:
-    """Write a reply as its tokens come, on a line of its own even if it breaks off.
-
-    On a terminal something moves until the first token is there.
-    """
-    text = stream.text()
-    with thinking():
-        token = await anext(text, None)
-    try:
-        while token is not None:
-            write(token if raw else visible(token))
-            token = await anext(text, None)
-    finally:
-        write("\n")
+# A quick answer needs no sign that it is coming, which would only flicker.
+THINKING_AFTER: Final = 0.2
 
 
 @contextmanager
-def thinking() -> Iterator[None]:
-    """Show on a terminal that the answer is awaited."""
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+def signals(handle: Callable[[int], None]) -> Generator[None]:
+    """Have SIGINT and SIGTERM call `handle`, between two steps of the main thread, as long as the block lasts.
+
+    One that is ignored stays so: a shell ignores SIGINT for what it runs in the background.
+    """
+    # Not add_signal_handler(), which Windows does not have, and whose callback waits while a write to stdout does.
+    heeded = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = {number: previous for number, previous in heeded.items() if previous is not signal.SIG_IGN}
+    for number in heeded:
+        signal.signal(number, lambda number, _frame: handle(number))
+    try:
+        yield
+    finally:
+        for number, previous in heeded.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
+def on_first_signal(act: Callable[[int], None]) -> Generator[None]:
+    """Have the running event loop call `act` at the first SIGINT or SIGTERM; at a second one the program ends."""
+    loop = asyncio.get_running_loop()
+    received = False
+
+    def handle(number: int) -> None:
+        nonlocal received
+        if received:
+            raise SystemExit(128 + number)
+        received = True
+        loop.call_soon_threadsafe(act, number)
+
+    with signals(handle):
+        yield
+
+
+def run(work: Coroutine[object, object, int]) -> int:
+    """Run a command to its exit code. SIGINT and SIGTERM cancel it, which closes its stream, and are the exit code."""
+
+    async def supervised() -> int:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is one
+        received: list[int] = []
+
+        def end(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        with on_first_signal(end):
+            try:
+                return await work
+            except asyncio.CancelledError:
+                if not received:
+                    raise
+                complain(f"aheadless: ended by {signal.Signals(received[0]).name}; what was asked for is not complete")
+                return 128 + received[0]
+
+    return asyncio.run(supervised())
+
+
+async def show(stream: ReplyStream, *, raw: bool = False) -> None:
+    """Write a reply as its tokens come, ended by a newline even if it breaks off.
+
+    On a terminal something moves until the first token is there. If the stream was stopped, this just returns.
+    """
+    ends_line = True
+    async with aclosing(stream.text()) as texts:
+        with thinking():
+            text = await anext(texts, None)
+        try:
+            while text is not None:
+                write(text if raw else visible(text))
+                ends_line = text.endswith("\n") if text else ends_line
+                text = await anext(texts, None)
+        finally:
+            if not ends_line:
+                write("\n")
+    if stream.state is not TurnState.DONE:
+        return
+    reply = await stream
+    if not trim(reply.streamed_text):
+        write((reply.text if raw else visible(reply.text)) + "\n")
+    elif reply.text != trim(reply.streamed_text):
+        complain("aheadless: the server stored another text than it streamed; --json shows both")
+
+
+@contextmanager
+def thinking() -> Generator[None]:
+    """Show on a terminal that the answer is awaited; nothing of it stays."""
+    if not is_terminal(sys.stdout, sys.stderr):
         yield
         return
-    from rich.console import Console  # noqa: PLC0415 - not needed on a pipe
+    shown: list[Status] = []
 
-    with Console(stderr=True).status("thinking"):
+    def begin() -> None:
+        # Loaded only now: the request is on its way, and what is loaded meanwhile costs nobody time.
+        from rich.console import Console  # noqa: PLC0415
+
+        shown.append(Console(stderr=True).status("thinking"))
+        shown[0].start()
+
+    timer = asyncio.get_running_loop().call_later(THINKING_AFTER, begin)
+    try:
         yield
+    finally:
+        timer.cancel()
+        for status in shown:
+            status.stop()

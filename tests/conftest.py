@@ -1,0 +1,67 @@
+"""Fixtures for all tests: a scripted server, a real one, clients that are closed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from aheadless import ChatClient
+from aheadless.testing import ScriptedServer
+from tests.support import KEY
+
+# No deadline: a shared machine stalls now and then, and what takes long is measured elsewhere.
+settings.register_profile("all", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("all")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests gets in."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith(("AHEADLESS_", "OPENAI_", "WIDGET_", "ADMIN_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+async def _no_leaks() -> AsyncIterator[None]:
+    """No test leaves a task behind."""
+    yield
+    await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert left == [], "tasks were left"
+
+
+class MakeClient(Protocol):
+    """Makes a client that is closed after the test."""
+
+    def __call__(self, url: str, **options: Any) -> ChatClient: ...
+
+
+@pytest.fixture
+async def make_client() -> AsyncIterator[MakeClient]:
+    async with AsyncExitStack() as stack:
+
+        def make(url: str, **options: Any) -> ChatClient:
+            client = ChatClient(url, **{"api_key": KEY, **options})
+            stack.push_async_callback(client.aclose)
+            return client
+
+        yield make
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[ScriptedServer]:
+    async with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(scripted: ScriptedServer, make_client: MakeClient) -> Iterator[ChatClient]:
+    """A client of the scripted server."""
+    return make_client(scripted.url)
