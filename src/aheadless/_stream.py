@@ -417,7 +417,7 @@ class ReplyStream:
             outcome.session_id = self.session_id
             outcome.partial = self._turn.text
         if self._source is not None:
-            if isinstance(outcome, Reply | ReplyFailedError):
+            if isinstance(outcome, Reply | ReplyFailedError) and not self._turn.surplus:
                 self._source.finish()
             else:
                 self._source.wake(_EndedElsewhereError())

@@ -165,10 +165,11 @@ def test_failure_first() -> None:
 @pytest.mark.parametrize("end", [DONE, Failure("e")])
 def test_nothing_counts_after_the_end(end: Event) -> None:
     """What follows `done` or `error` is not looked at, good or bad."""
-    found, error, _ = play([stream(START, end, Token("late")) + b"garbage\n"])
+    found, error, turn = play([stream(START, end, Token("late")) + b"garbage\n"])
 
     assert found == [START, end]
     assert error is None
+    assert turn.surplus
 
 
 def test_good_tokens_before_a_bad_line_arrive() -> None:

@@ -54,6 +54,11 @@ class LineSplitter:
         """Take the end of the bytes: what is left without a newline becomes the last line."""
         self._eof = True
 
+    @property
+    def pending(self) -> bool:
+        """Whether bytes are held that no line was made of yet, or lines that were not taken."""
+        return bool(self._lines or self._pieces)
+
     def next_line(self) -> bytes | None:
         """Return the next line without its newline, or None if more bytes are needed.
 
@@ -145,6 +150,11 @@ class NDJSONDecoder:
     def unterminated(self) -> bool:
         """Whether the line given last ended with the bytes and not with a newline: it may be cut."""
         return self._splitter.unterminated
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes have come that are in no line given so far."""
+        return self._splitter.pending
 
     def located(self, error: ProtocolError) -> ProtocolError:
         """Return an error with the number of the line given last."""

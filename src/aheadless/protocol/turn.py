@@ -76,6 +76,11 @@ class Turn:
         return self.state not in NEXT
 
     @property
+    def surplus(self) -> bool:
+        """Whether bytes have come that were not looked at, as they followed the last event."""
+        return self.over and self._decoder.pending
+
+    @property
     def text(self) -> str:
         """The joined text of the tokens given so far."""
         if len(self._parts) > 1:

@@ -5,13 +5,26 @@ from __future__ import annotations
 import html
 import json
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-__all__ = ["SECURITY_HEADERS", "KEEP_ALIVE_SECONDS", "Refusal", "error_page", "json_answer"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "INTERNAL_ERROR",
+    "KEEP_ALIVE_SECONDS",
+    "SECURITY_HEADERS",
+    "STRICT_TRANSPORT",
+    "Refusal",
+    "error_page",
+    "json_answer",
+    "json_bytes",
+]
 
 KEEP_ALIVE_SECONDS: Final = 5  # protocol.md §3.9
+INTERNAL_ERROR: Final = "Internal server error"  # protocol.md §2
 
 SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -19,6 +32,7 @@ SECURITY_HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+STRICT_TRANSPORT: Final = "max-age=31536000; includeSubDomains"
 
 _PAGE: Final = """<!DOCTYPE html>
 <html lang="en">
@@ -41,13 +55,13 @@ class Refusal(Exception):  # noqa: N818 - it carries an answer, which may well b
         self.answer = answer
 
 
-def json_answer(data: object, status: int = 200, *, headers: dict[str, str] | None = None) -> web.Response:
+def json_answer(data: object, status: int = 200, *, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return a JSON answer."""
     body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
     return json_bytes(body, status, headers=headers)
 
 
-def json_bytes(body: bytes, status: int = 200, *, headers: dict[str, str] | None = None) -> web.Response:
+def json_bytes(body: bytes, status: int = 200, *, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return a JSON answer whose body is ready."""
     return web.Response(
         body=body, status=status, headers={"Content-Type": "application/json; charset=utf-8", **(headers or {})}

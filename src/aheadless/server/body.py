@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import zlib
 from typing import TYPE_CHECKING, Final, NoReturn
 
-import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 from aheadless.server.answers import Refusal, error_page
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["MAX_BODY", "parse_body", "read_body"]
+__all__ = ["MAX_BODY", "Inflater", "parse_body", "read_body"]
 
 MAX_BODY: Final = 2_097_152  # bytes, protocol.md §1
 
 # A body that is refused is still taken in, so that the connection stays usable; but not without an end.
 MAX_DRAIN: Final = 64 * 1024 * 1024
 
+# Node's own limit for a whole request; without one, a client that trickles holds its connection for ever.
+UPLOAD_TIMEOUT: Final = 300.0  # seconds
 
-async def read_body(request: web.Request) -> object:
-    """Return the parsed body; {} when there is none or it is no JSON. Raises Refusal: 400, 413 or 415."""
-    if request.content_type != "application/json" or not request.can_read_body:
+_CHARSETS: Final = frozenset({"utf-8", "utf-16", "utf-16le", "utf-16be"})
+_WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+
+
+async def read_body(request: web.Request, *, inflated: bool) -> object:
+    """Return the parsed body; {} when there is none or it is no JSON. Raises Refusal: 400, 408, 413 or 415.
+
+    `inflated` says that aiohttp has undone the content coding already. A refused body of a sane size was read to its
+    end, so the connection stays usable.
+    """
+    if not request.can_read_body:
+        return {}
+    try:
+        async with asyncio.timeout(UPLOAD_TIMEOUT):
+            return await _read_body(request, inflated=inflated)
+    except TimeoutError:
+        raise Refusal(error_page(408)) from None
+    except RequestPayloadError:
+        raise Refusal(error_page(400)) from None
+
+
+async def _read_body(request: web.Request, *, inflated: bool) -> object:
+    if request.content_type != "application/json":
         await _drain(request)
         return {}
     charset = (request.charset or "utf-8").lower()
     coding = request.headers.get("Content-Encoding", "identity").lower()
-    if not charset.startswith("utf-") or coding not in {"identity", "gzip", "deflate"}:
+    if charset not in _CHARSETS or coding not in {"identity", *_WINDOW_BITS}:
         await _drain(request)
         raise Refusal(error_page(415))
+    data = await _read(request, None if inflated or coding == "identity" else Inflater(coding, MAX_BODY))
     try:
-        return parse_body(await _read(request), charset)
-    except (ValueError, LookupError, RecursionError):
+        return parse_body(data, charset)
+    except (ValueError, RecursionError):
         raise Refusal(error_page(400)) from None
 
 
@@ -57,29 +82,70 @@ def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-async def _read(request: web.Request) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        while chunk := await request.content.readany():
-            size += len(chunk)  # after decompression: a bomb is too large, whatever came over the wire
-            if size > MAX_BODY:
-                chunks.clear()
-                if size > MAX_DRAIN:
-                    break
-            else:
-                chunks.append(chunk)
-    except (aiohttp.ClientError, aiohttp.web.RequestPayloadError, HttpProcessingError):
-        raise Refusal(error_page(400)) from None
-    if size > MAX_BODY:
+class Inflater:
+    """Undo gzip or deflate, up to `limit` bytes: what is beyond, as of a bomb, is never made.
+
+    :meth:`receive_data` and :meth:`receive_eof` raise ValueError for bytes that are not of that coding.
+    """
+
+    def __init__(self, coding: str, limit: int) -> None:
+        self.data = bytearray()
+        """What came out so far; one byte over the limit tells that there is more."""
+        self._limit = limit
+        self._bits = _WINDOW_BITS[coding]
+        self._decoder = zlib.decompressobj(self._bits)
+        self._ended = False
+
+    def receive_data(self, chunk: bytes) -> None:
+        """Take the next compressed bytes; those after the end of the data are passed over, as zlib's own tools do."""
+        while chunk and not self._ended and len(self.data) <= self._limit:
+            try:
+                # One byte more than there is room for, so the room is never 0, which would mean no limit.
+                self.data += self._decoder.decompress(chunk, self._limit + 1 - len(self.data))
+            except zlib.error as exc:
+                raise ValueError(str(exc)) from None
+            if not self._decoder.eof:
+                return
+            # gzip may go on with another member.
+            chunk = self._decoder.unused_data
+            self._ended = not chunk.startswith(_GZIP_MAGIC) or self._bits == zlib.MAX_WBITS
+            if not self._ended:
+                self._decoder = zlib.decompressobj(self._bits)
+
+    def receive_eof(self) -> None:
+        """Take the end of the compressed bytes."""
+        if not self._decoder.eof and len(self.data) <= self._limit:
+            raise ValueError("the compressed data is cut")
+
+
+async def _read(request: web.Request, inflater: Inflater | None) -> bytes:
+    """Return the body, inflated. Raises Refusal, after all was read: 413 if it is too long, 400 if it is broken."""
+    received, size, broken = bytearray(), 0, False
+    while size <= MAX_DRAIN and (chunk := await request.content.readany()):
+        size += len(chunk)
+        if size > MAX_BODY or broken:
+            continue
+        if inflater is None:
+            received += chunk
+            continue
+        try:
+            inflater.receive_data(chunk)
+        except ValueError:
+            broken = True
+    if size > MAX_BODY or (inflater is not None and len(inflater.data) > MAX_BODY):
         raise Refusal(error_page(413))
-    return b"".join(chunks)
+    if inflater is None:
+        return bytes(received)
+    try:
+        inflater.receive_eof()
+    except ValueError:
+        broken = True
+    if broken:
+        raise Refusal(error_page(400))
+    return bytes(inflater.data)
 
 
 async def _drain(request: web.Request) -> None:
     size = 0
-    try:
-        while size <= MAX_DRAIN and (chunk := await request.content.readany()):
-            size += len(chunk)
-    except (aiohttp.ClientError, aiohttp.web.RequestPayloadError, HttpProcessingError):
-        raise Refusal(error_page(400)) from None
+    while size <= MAX_DRAIN and (chunk := await request.content.readany()):
+        size += len(chunk)

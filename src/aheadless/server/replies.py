@@ -6,12 +6,17 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+from aheadless.exceptions import StatusError
 from aheadless.protocol.codec import FALLBACK_REPLY, join_surrogates, trim
+from aheadless.protocol.events import Done, Failure, Start, Token
+from aheadless.server.answers import INTERNAL_ERROR
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from aheadless._session import Message
+    from aheadless.protocol.codec import ChatRequest
+    from aheadless.protocol.events import Event
     from aheadless.server.engines import ReplyEngine
     from aheadless.server.storage import Storage
 
@@ -23,103 +28,123 @@ logger = logging.getLogger("aheadless.server")
 MAX_REPLY: Final = 1024 * 1024  # characters
 MAX_TOKENS: Final = 200_000
 
+# What a cancelled engine gets for its own cleaning up.
+CANCEL_GRACE: Final = 1.0  # seconds
+
 
 class RunningReply:
-    """A reply while it is written: its tokens so far, and how it ended. Any number may follow it."""
+    """A reply while it is written: its events so far. It is written at the model's pace, and read at each reader's."""
 
-    def __init__(self, conversation_id: str) -> None:
-        self.conversation_id = conversation_id
-        self.tokens: list[str] = []
-        self.text: str | None = None
-        """The stored reply; None until then, and for ever if it failed."""
-        self.failed = False
+    def __init__(self) -> None:
+        self._events: list[Event] = []
         self._changed = asyncio.Event()
 
-    async def follow(self) -> AsyncIterator[str]:
-        """Return the tokens as they come; ends when the reply is stored or has failed."""
-        taken = 0
-        while True:
-            changed = self._changed
-            while taken < len(self.tokens):
-                taken += 1
-                yield self.tokens[taken - 1]
-            if self.text is not None or self.failed:
-                return
-            await changed.wait()
+    @property
+    def ended(self) -> bool:
+        """Whether the last event is there."""
+        return bool(self._events) and isinstance(self._events[-1], Done | Failure)
 
-    def add(self, token: str) -> None:
-        """Append a token."""
-        self.tokens.append(token)
-        self._notify()
-
-    def finish(self, text: str | None) -> None:
-        """End it: stored, or failed if there is no text."""
-        self.text, self.failed = text, text is None
-        self._notify()
-
-    def _notify(self) -> None:
+    def add(self, event: Event) -> None:
+        """Append an event."""
+        self._events.append(event)
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def event(self, number: int) -> Event:
+        """Return an event by its number, from 0, as soon as it is there. The last one is Done or Failure.
+
+        A Failure as the very first means that nothing was stored, or at least that nobody can tell.
+        """
+        while number >= len(self._events):
+            await self._changed.wait()
+        return self._events[number]
+
+    async def last_event(self) -> Event:
+        """Return the last event when the reply has ended."""
+        while not self.ended:
+            await self._changed.wait()
+        return self._events[-1]
+
 
 class Replies:
-    """All that are being written, at most `limit` at once, each for at most `timeout` seconds."""
+    """All that are being written, at most `limit` at once, each for at most `reply_timeout` seconds."""
 
-    def __init__(self, storage: Storage, engine: ReplyEngine, *, limit: int, timeout: float) -> None:  # noqa: ASYNC109
+    def __init__(self, storage: Storage, engine: ReplyEngine, *, limit: int, reply_timeout: float) -> None:
         self._storage = storage
         self._engine = engine
         self._limit = limit
-        self._timeout = timeout
+        self._reply_timeout = reply_timeout
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     @property
     def full(self) -> bool:
         """Whether no further reply can be begun."""
-        return len(self._tasks) >= self._limit
+        return self._closing or len(self._tasks) >= self._limit
 
-    def begin(self, conversation_id: str, history: Sequence[Message]) -> RunningReply:
-        """Begin the reply to a stored question; it goes on without its caller."""
-        reply = RunningReply(conversation_id)
-        task = asyncio.get_running_loop().create_task(self._write(reply, history))
+    def begin(self, question: ChatRequest) -> RunningReply:
+        """Store a question and write its reply; both go on without the caller. Not to be called when full."""
+        reply = RunningReply()
+        task = asyncio.get_running_loop().create_task(self._write(reply, question))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return reply
 
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - asyncio.wait does not cancel, a scope would
-        """Let the running replies finish for so many seconds, then cancel the rest."""
-        if not self._tasks:
-            return
-        _, late = await asyncio.wait(self._tasks, timeout=timeout)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-
-    async def _write(self, reply: RunningReply, history: Sequence[Message]) -> None:
-        text: str | None = None
+    async def drain(self, seconds: float) -> None:
+        """Begin no more replies, let the running ones finish for so long, then cancel the rest; never hangs."""
+        self._closing = True
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._generate(reply, history)
-            text = trim(join_surrogates("".join(reply.tokens))) or FALLBACK_REPLY
-            await self._storage.add_reply(reply.conversation_id, text)
-        except Exception as exc:  # noqa: BLE001 - an engine may raise anything, and its text may hold the conversation
-            text = None
-            logger.warning("a reply failed: %s", type(exc).__name__)
-        except asyncio.CancelledError:
-            text = None
-            raise
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=seconds)
         finally:
-            reply.finish(text)
+            late = set(self._tasks)
+            for task in late:
+                task.cancel()
+        if late:
+            logger.warning("%d replies were cut off by the shutdown", len(late))
+            _, stubborn = await asyncio.wait(late, timeout=CANCEL_GRACE)
+            if stubborn:
+                logger.error("%d replies ignore that they were cancelled", len(stubborn))
 
-    async def _generate(self, reply: RunningReply, history: Sequence[Message]) -> None:
+    async def _write(self, reply: RunningReply, question: ChatRequest) -> None:
+        try:
+            conversation_id, history = await self._storage.add_question(question.session_id, question.message)
+            reply.add(Start(conversation_id))
+            # The reader wakes now and sends the start, before an engine that blocks could keep it from that.
+            await asyncio.sleep(0)
+            async with asyncio.timeout(self._reply_timeout):
+                text = await self._generate(reply, history)
+            await self._storage.add_reply(conversation_id, text)
+            reply.add(Done(text, conversation_id))
+        except Exception as exc:  # noqa: BLE001 - an engine may raise anything
+            logger.warning("a reply failed: %s", _describe(exc))
+            # Not in the warning: the text of a foreign error may hold the conversation.
+            logger.debug("the failure", exc_info=exc)
+        finally:
+            if not reply.ended:
+                reply.add(Failure(INTERNAL_ERROR))
+
+    async def _generate(self, reply: RunningReply, history: Sequence[Message]) -> str:
+        """Return the whole reply, as it is to be stored, after its tokens were added."""
+        texts: list[str] = []
         size = 0
         tokens = self._engine.reply(history)
         try:
-            async for token in tokens:
-                size += len(token)
-                if size > MAX_REPLY or len(reply.tokens) >= MAX_TOKENS:
-                    logger.warning("a reply was cut at %d characters", size)
+            async for text in tokens:
+                if not text:
+                    continue
+                size += len(text)
+                if size > MAX_REPLY or len(texts) >= MAX_TOKENS:
+                    logger.warning("a reply was cut after %d tokens", len(texts))
                     break
-                reply.add(token)
+                texts.append(text)
+                reply.add(Token(text))
         finally:
             if (aclose := getattr(tokens, "aclose", None)) is not None:
                 await aclose()
+        return trim(join_surrogates("".join(texts))) or FALLBACK_REPLY
+
+
+def _describe(error: Exception) -> str:
+    status = f" with status {error.status}" if isinstance(error, StatusError) else ""
+    return f"{type(error).__name__}{status}"
