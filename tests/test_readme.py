@@ -1,0 +1,50 @@
+"""The README's programs do what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from aheadless.server import RunningServer, ServerSettings, run_server
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# A word of what each prints, in their order.
+PRINTED = ["asyncio client", "messages so far", "saved ", "10 replies; ['user-0'", "it can be sent again"]
+
+
+async def run(program: str, server: RunningServer) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        program,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "AHEADLESS_BASE_URL": server.url, "AHEADLESS_API_KEY": server.api_key.reveal()},
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, out.decode()
+
+
+@pytest.mark.parametrize(("program", "printed"), zip(PROGRAMS, PRINTED, strict=True))
+async def test_program(program: str, printed: str) -> None:
+    """Each runs as it stands, against a server as `aheadless serve` runs it."""
+    async with run_server(ServerSettings(port=0)) as server:
+        code, out = await run(program, server)
+
+    assert code == 0, out
+    assert printed in out
+
+
+def test_links_lead_somewhere() -> None:
+    """Each file that the README names is there."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
