@@ -34,7 +34,7 @@ async def run(program: str, server: RunningServer) -> tuple[int | None, str]:
     return process.returncode, out.decode()
 
 
-@pytest.mark.parametrize(("program", "printed"), zip(PROGRAMS, PRINTED, strict=True))
+@pytest.mark.parametrize(("program", "printed"), [*zip(PROGRAMS, PRINTED, strict=True)])
 async def test_program(program: str, printed: str) -> None:
     """Each runs as it stands, against a server as `aheadless serve` runs it."""
     async with run_server(ServerSettings(port=0)) as server:

@@ -312,7 +312,7 @@ async def test_demo_once():
     ended = await aheadless("--once", command=DEMO, **variables)
 
     assert (ended.code, ended.err) == (0, "")
-    assert len(re.findall(r"^you: .*\n\n(?=\S)", ended.out, re.M)) == 3
+    assert len(re.findall(r"^you: .*\n\n(?=\S)", ended.out, re.MULTILINE)) == 3
 
 
 async def test_demo_without_a_terminal_streams():
@@ -320,7 +320,7 @@ async def test_demo_without_a_terminal_streams():
     async with running(command=DEMO) as process:
         await process.until("?\n\n")
         while not (begun := process.out.partition("?\n\n")[2]):
-            await process.read()
+            assert await process.read()
         ended = await process.ended()
 
     answer = ended.out.partition("?\n\n")[2].partition("\nyou: ")[0]

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aheadless import AheadlessError, ConfigurationError, Message, ProtocolError, RateLimit, Secret, ServerError, StoreError
+from aheadless.protocol.codec import ChatRequest
+from aheadless.protocol.events import Token
 from aheadless.server import AnswersEngine, EchoEngine, OpenAIEngine, ReplyEngine, ScriptedEngine, ServerSettings, create_app
 from aheadless.server.body import parse_body
 from aheadless.server.engines.answers import MAX_PASSAGE, default_folder, split_passages
@@ -413,10 +415,10 @@ async def test_cancelled_engine_is_closed() -> None:
     from aheadless.server.replies import Replies
 
     storage = await Storage.open(":memory:")
-    replies = Replies(storage, Engine(), limit=1, timeout=10)
-    conversation_id, history = await storage.add_question("s", "Hi")
-    replies.begin(conversation_id, history)
+    replies = Replies(storage, Engine(), limit=1, reply_timeout=10)
+    reply = replies.begin(ChatRequest("s", "Hi"))
     assert replies.full
+    assert await reply.event(1) == Token("a")
     await replies.drain(0.01)
     await replies.drain(0.01)
     assert closed.is_set()

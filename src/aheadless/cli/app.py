@@ -26,6 +26,9 @@ __all__ = ["app", "run_app"]
 # More than any message: 4000 UTF-16 units (protocol.md §1) are at most 12,000 bytes, and a line's end.
 MAX_STDIN = 16_000
 
+# A lone "-" looks like an option to cyclopts, so it reads this instead, which no argument of a process can be.
+STDIN = "\0"
+
 # A key is one line.
 MAX_KEY_FILE = 4096
 
@@ -89,7 +92,8 @@ def _read_key(path: Path | None, option: str) -> str | None:
 def run_app(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code."""
     try:
-        code: object = app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
+        tokens = [STDIN if argument == "-" else argument for argument in arguments]
+        code: object = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as exc:
         # Cut at the "=": what follows may be a key that was meant for an option of another name.
         problem = re.sub(r"(--?[\w-]+)=[^\s\"']*", r"\1=…", one_line(str(exc)))
@@ -145,7 +149,7 @@ def send(
 
 
 def _message(text: str) -> str:
-    if text != "-":
+    if text != STDIN:
         return text
     data = sys.stdin.buffer.read(MAX_STDIN + 1)
     if len(data) > MAX_STDIN:

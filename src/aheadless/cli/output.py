@@ -108,6 +108,9 @@ _BECAME: Final = {
     Delivery.ACCEPTED: "the message was stored",
 }
 
+# What the library calls by its parameters' names, people know by the options'.
+_OPTIONS: Final = {"allow_insecure_http=True": "--allow-insecure-http", "pass api_key": "pass --api-key-file"}
+
 # Control characters but for tab and newline, those that turn the direction of the text around, and halves of surrogate
 # pairs, which cannot be written at all.
 _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -146,7 +149,11 @@ def exit_code(error: AheadlessError) -> ExitCode:
 
 def error_line(error: AheadlessError) -> str:
     """Return one line: what went wrong, what became of the message and the answer, what to do."""
-    parts = [str(error), _BECAME.get(error.delivery, "")]
+    message = str(error)
+    if isinstance(error, ConfigurationError):
+        for name, option in _OPTIONS.items():
+            message = message.replace(name, option)
+    parts = [message, _BECAME.get(error.delivery, "")]
     if error.partial:
         parts.append("the answer is not complete")
     parts.append(next((hint for kinds, _, hint in _KINDS if isinstance(error, kinds)), ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import unquote
@@ -137,16 +138,16 @@ class API:
         method = "GET" if request.method == "HEAD" else request.method
         path = _path(request)
         handler = self._routes.get((method, path.lower().removesuffix("/")))
-        if handler is None and method == "GET" and _CONVERSATION.fullmatch(path):
-            handler = self._conversation
-        if handler is None:
-            raise Refusal(error_page(404, f"Cannot {request.method} {path}"))
-        return handler
+        if handler is not None:
+            return handler
+        if method == "GET" and (found := _CONVERSATION.fullmatch(path)):
+            return partial(self._conversation, conversation_id=unquote(found[1]))
+        raise Refusal(error_page(404, f"Cannot {request.method} {path}"))
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Add what every answer carries, and take off what aiohttp says of itself."""
+        """Add what every answer carries, and a name in place of aiohttp's, which tells versions."""
         headers = response.headers
-        headers.popall(hdrs.SERVER, None)
+        headers[hdrs.SERVER] = "aheadless"
         headers[hdrs.VARY] = "Origin"
         headers.update(SECURITY_HEADERS)
         if self._settings.production:
@@ -219,9 +220,10 @@ class API:
             case _:
                 raise Refusal(json_answer({"error": "Invalid query parameters"}, 400))
 
-    async def _conversation(self, request: web.Request, _payload: object) -> web.StreamResponse:
+    async def _conversation(
+        self, request: web.Request, _payload: object, *, conversation_id: str
+    ) -> web.StreamResponse:
         self._check_admin(request)
-        conversation_id = unquote(_CONVERSATION.sub(r"\1", _path(request)))
         if len(conversation_id) > MAX_ID_LENGTH:
             raise Refusal(json_answer({"error": "Invalid conversationId"}, 400))
         found = await self._storage.conversation(conversation_id)

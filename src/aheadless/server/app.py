@@ -13,7 +13,9 @@ from aheadless.server.api import API
 from aheadless.server.engines import AnswersEngine, EchoEngine, OpenAIEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
+
+    from aiohttp.typedefs import Handler
 
     from aheadless._options import Secret
     from aheadless.server.engines import ReplyEngine
@@ -36,8 +38,13 @@ def create_app(settings: ServerSettings) -> web.Application:
 
 def _create_app(settings: ServerSettings, *, inflated: bool) -> web.Application:
     api = API(settings, make_engine(settings), inflated=inflated)
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", api.handle)
+
+    # Not routes: the API matches paths in its own way, and what matches none gets an answer of ours, too.
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:  # noqa: ARG001 - given by name
+        return await api.handle(request)
+
+    app = web.Application(middlewares=[answer])
     app.on_response_prepare.append(api.add_headers)
     app.cleanup_ctx.append(api.life)
     app.on_shutdown.append(api.drain)
@@ -63,7 +70,7 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def run_server(settings: ServerSettings) -> AsyncIterator[RunningServer]:
+async def run_server(settings: ServerSettings) -> AsyncGenerator[RunningServer, None]:
     """Run a server as long as the block lasts.
 
     Leaving the block stops listening, lets running replies finish and be stored for at most

@@ -6,11 +6,13 @@ from typing import Any, Final
 
 from aheadless._version import __version__
 from aheadless.protocol.codec import MAX_MESSAGE_UNITS
+from aheadless.server.answers import SECURITY_HEADERS, STRICT_TRANSPORT
 
 __all__ = ["openapi_document"]
 
 _JSON: Final = "application/json"
 _TEXT: Final = {"type": "string"}
+_COMMON_HEADERS: Final = (*SECURITY_HEADERS, "Vary", "Access-Control-Allow-Origin", "Strict-Transport-Security")
 _MILLISECONDS: Final = {"type": "number", "description": "Milliseconds since 1970"}
 
 
@@ -22,16 +24,21 @@ def openapi_document() -> dict[str, Any]:
         "paths": {
             "/v1/chat": {"post": _chat("chat", "Ask, and get the reply in one piece", _answer("The reply", "Reply"))},
             "/v1/chat/stream": {"post": _chat("chatStream", "Ask, and get the reply while it is written", _stream())},
-            "/chat": {"post": {**_chat("chatStreamLegacy", "The old name of /v1/chat/stream", _stream()), "deprecated": True}},
-            "/health": {"get": _get("health", "Whether the server is well", {"200": _answer("It is", "Health")})},
+            "/chat": {
+                "post": {**_chat("chatStreamLegacy", "The old name of /v1/chat/stream", _stream()), "deprecated": True}
+            },
+            "/health": {
+                "get": _get("health", "Whether the server is well", _answer("It is", "Health", "Cache-Control"))
+            },
             "/v1/openapi.json": {
-                "get": _get("openapi", "This document", {"200": _body("The document", {"type": "object"})})
+                "get": _get("openapi", "This document", _response("It", {_JSON: {"schema": {"type": "object"}}}))
             },
             "/v1/admin/conversations": {"get": _list_conversations()},
             "/v1/admin/conversations/{conversationId}": {"get": _read_conversation()},
         },
         "components": {
             "schemas": _schemas(),
+            "headers": _headers(),
             "securitySchemes": {
                 "chatKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
                 "legacyChatKey": {"type": "apiKey", "in": "header", "name": "x-widget-api-key"},
@@ -51,16 +58,18 @@ def _chat(operation: str, summary: str, success: dict[str, Any]) -> dict[str, An
             "200": success,
             "400": _refusal("The body is no JSON (a page) or not a valid request (JSON)"),
             "401": _answer("The key is missing or wrong", "Error"),
+            "408": _page("The body did not come to its end in 300 s"),
             "413": _page("The body has more than 2,097,152 bytes"),
             "415": _page("Another charset or content coding"),
             "429": _answer("Too many requests from this address", "Error"),
             "500": _refusal("The store or the model failed (JSON), or the Origin is not allowed (a page)"),
-            "503": _answer("Too many replies are being written", "Error"),
+            "503": _answer("Too many replies are being written, or the server is stopping", "Error", "Retry-After"),
         },
     }
 
 
-def _get(operation: str, summary: str, responses: dict[str, Any]) -> dict[str, Any]:
+def _get(operation: str, summary: str, success: dict[str, Any]) -> dict[str, Any]:
+    responses = {"200": success, "500": _page("The Origin is not allowed")}
     return {"operationId": operation, "summary": summary, "security": [], "responses": responses}
 
 
@@ -76,12 +85,12 @@ def _list_conversations() -> dict[str, Any]:
 
 
 def _read_conversation() -> dict[str, Any]:
-    parameter = {"name": "conversationId", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
+    conversation_id = {"type": "string", "maxLength": 128}
     return {
         "operationId": "readConversation",
         "summary": "One conversation and its messages, the oldest first",
         "security": [{"adminKey": []}],
-        "parameters": [parameter],
+        "parameters": [{"name": "conversationId", "in": "path", "required": True, "schema": conversation_id}],
         "responses": {
             "200": _answer("The conversation", "Thread"),
             "404": _answer("There is none with this id", "Error"),
@@ -94,32 +103,49 @@ def _admin_refusals() -> dict[str, Any]:
     return {
         "400": _answer("A parameter is not valid", "Error"),
         "401": _answer("The admin key is missing or wrong", "Error"),
+        "500": _refusal("The store failed (JSON), or the Origin is not allowed (a page)"),
         "503": _answer("This deployment has no admin key", "Error"),
     }
 
 
 def _stream() -> dict[str, Any]:
     description = "One event a line, each line ended by a newline: start, tokens, then done or error"
-    return _body(description, _ref("Event"), "application/x-ndjson")
+    content = {"application/x-ndjson": {"schema": _ref("Event")}}
+    return _response(description, content, "Cache-Control", "X-Accel-Buffering")
 
 
-def _answer(description: str, schema: str) -> dict[str, Any]:
-    return _body(description, _ref(schema))
+def _answer(description: str, schema: str, *headers: str) -> dict[str, Any]:
+    return _response(description, {_JSON: {"schema": _ref(schema)}}, *headers)
 
 
 def _page(description: str) -> dict[str, Any]:
-    return _body(description, _TEXT, "text/html")
+    return _response(description, {"text/html": {"schema": _TEXT}})
 
 
 def _refusal(description: str) -> dict[str, Any]:
+    return _response(description, {_JSON: {"schema": _ref("Error")}, "text/html": {"schema": _TEXT}})
+
+
+def _response(description: str, content: dict[str, Any], *headers: str) -> dict[str, Any]:
+    names = (*_COMMON_HEADERS, *headers)
     return {
         "description": description,
-        "content": {_JSON: {"schema": _ref("Error")}, "text/html": {"schema": _TEXT}},
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
+        "content": content,
     }
 
 
-def _body(description: str, schema: dict[str, Any], media_type: str = _JSON) -> dict[str, Any]:
-    return {"description": description, "content": {media_type: {"schema": schema}}}
+def _headers() -> dict[str, Any]:
+    always = {name: {"required": True, "schema": {"const": value}} for name, value in SECURITY_HEADERS.items()}
+    return {
+        **always,
+        "Vary": {"required": True, "schema": {"const": "Origin"}},
+        "Access-Control-Allow-Origin": {"description": "The request's Origin, if it is allowed", "schema": _TEXT},
+        "Strict-Transport-Security": {"description": "In production", "schema": {"const": STRICT_TRANSPORT}},
+        "Cache-Control": {"required": True, "schema": _TEXT},
+        "X-Accel-Buffering": {"required": True, "schema": {"const": "no"}},
+        "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}},
+    }
 
 
 def _ref(name: str) -> dict[str, Any]:
@@ -131,8 +157,8 @@ def _object(properties: dict[str, Any], optional: tuple[str, ...] = ()) -> dict[
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _event(kind: str, **properties: Any) -> dict[str, Any]:
-    return _object({"type": {"const": kind}, **properties})
+def _event(kind: str, *texts: str) -> dict[str, Any]:
+    return _object({"type": {"const": kind}, **dict.fromkeys(texts, _TEXT)})
 
 
 def _schemas() -> dict[str, Any]:
@@ -157,15 +183,15 @@ def _schemas() -> dict[str, Any]:
                 "mapping": {kind: f"#/components/schemas/{name}" for kind, name in kinds.items()},
             },
         },
-        "StartEvent": _event("start", conversationId=_TEXT),
-        "TokenEvent": _event("token", token=_TEXT),
-        "DoneEvent": _event("done", message=_TEXT, conversationId=_TEXT),
-        "ErrorEvent": _event("error", error=_TEXT),
+        "StartEvent": _event("start", "conversationId"),
+        "TokenEvent": _event("token", "token"),
+        "DoneEvent": _event("done", "message", "conversationId"),
+        "ErrorEvent": _event("error", "error"),
         "Error": _object({"error": _TEXT, "details": _TEXT}, optional=("details",)),
         "Health": _object({"status": {"const": "ok"}}),
         "Conversation": _object(
             {
-                "_id": _TEXT,
+                "_id": {"type": "string", "pattern": "^[a-z0-9]{32}$"},
                 "_creationTime": _MILLISECONDS,
                 "sessionId": _TEXT,
                 "createdAt": _MILLISECONDS,
@@ -175,7 +201,7 @@ def _schemas() -> dict[str, Any]:
         ),
         "Message": _object(
             {
-                "_id": _TEXT,
+                "_id": {"type": "string", "pattern": "^[a-z0-9]{32}$"},
                 "_creationTime": _MILLISECONDS,
                 "conversationId": _TEXT,
                 "role": {"enum": ["user", "assistant"]},

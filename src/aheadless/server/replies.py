@@ -116,7 +116,7 @@ class Replies:
                 text = await self._generate(reply, history)
             await self._storage.add_reply(conversation_id, text)
             reply.add(Done(text, conversation_id))
-        except Exception as exc:  # noqa: BLE001 - an engine may raise anything
+        except Exception as exc:  # an engine may raise anything
             logger.warning("a reply failed: %s", _describe(exc))
             # Not in the warning: the text of a foreign error may hold the conversation.
             logger.debug("the failure", exc_info=exc)

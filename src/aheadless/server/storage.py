@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import sqlite3
 import string
@@ -10,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from aheadless._session import Message
 from aheadless.exceptions import Delivery, StoreError
@@ -18,6 +19,8 @@ from aheadless.protocol.codec import join_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from aheadless._session import Role
 
 __all__ = ["HISTORY_WINDOW", "Storage"]
 
@@ -41,14 +44,20 @@ CREATE TABLE messages (
 CREATE INDEX messages_by_conversation ON messages (conversation_id, number);
 """
 
-_CONVERSATION: Final = "creation_time, id, created_at, last_message, session_id, updated_at"
+# The columns stand in the order in which the reference writes the fields (protocol.md §4).
+_CONVERSATION_FIELDS: Final = ("_creationTime", "_id", "createdAt", "lastMessage", "sessionId", "updatedAt")
+_MESSAGE_FIELDS: Final = ("_creationTime", "_id", "content", "conversationId", "createdAt", "role")
+
 _ALPHABET: Final = string.ascii_lowercase + string.digits
+_ID: Final = re.compile(r"[a-z0-9]{32}")
+
+Begin: TypeAlias = Literal["BEGIN", "BEGIN IMMEDIATE"]
 
 
 class Storage:
     """Open with :meth:`open`, end with :meth:`aclose`. Every failure of the database is a StoreError.
 
-    A call that is cancelled is still carried out: the worker finishes what it has begun.
+    Each call is one transaction. A call that is cancelled is still carried out: the worker finishes what it has begun.
     """
 
     def __init__(self, connection: sqlite3.Connection, worker: ThreadPoolExecutor) -> None:
@@ -57,7 +66,10 @@ class Storage:
 
     @classmethod
     async def open(cls, path: str | Path) -> Storage:
-        """Open or create the database. Raises StoreError, nothing written, for one of a newer version."""
+        """Open or create the database.
+
+        Raises StoreError, nothing written, for one of a newer version and for one that is not ours.
+        """
         worker = ThreadPoolExecutor(1, "aheadless-storage")
         try:
             connection = await asyncio.get_running_loop().run_in_executor(worker, _connect, path)
@@ -68,29 +80,34 @@ class Storage:
 
     async def add_question(self, session_id: str, text: str) -> tuple[str, list[Message]]:
         """Store a user's message; return the conversation's id and its newest messages, this one last."""
-        return await self._run(lambda: self._add_question(session_id, text))
+        return await self._run("BEGIN IMMEDIATE", lambda: self._add_question(session_id, text))
 
     async def add_reply(self, conversation_id: str, text: str) -> None:
         """Store the assistant's message."""
-        await self._run(lambda: self._add(conversation_id, "assistant", text))
+        await self._run("BEGIN IMMEDIATE", lambda: self._add(conversation_id, "assistant", text))
 
     async def conversations(self, limit: int) -> dict[str, object]:
         """Return the newest conversations as the admin route sends them."""
-        return await self._run(lambda: self._conversations(limit))
+        return await self._run("BEGIN", lambda: self._conversations(limit))
 
     async def conversation(self, conversation_id: str) -> dict[str, object] | None:
         """Return a conversation with its messages as the admin route sends it, or None."""
-        return await self._run(lambda: self._conversation(conversation_id))
+        if not _ID.fullmatch(conversation_id):
+            return None  # no id that we made; some of these texts SQLite cannot even take
+        return await self._run("BEGIN", lambda: self._conversation(conversation_id))
 
     async def aclose(self) -> None:
         """Close the database after what is under way."""
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._connection.close)
-        self._worker.shutdown(wait=False)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._worker, self._connection.close)
+        finally:
+            self._worker.shutdown(wait=False)
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run(self, begin: Begin, work: Callable[[], T]) -> T:
         def guarded() -> T:
             try:
-                with self._connection:
+                with self._connection:  # commits, or rolls back
+                    self._connection.execute(begin)
                     return work()
             except sqlite3.Error as exc:
                 raise StoreError(f"the database failed: {exc}", delivery=Delivery.UNKNOWN) from exc
@@ -103,7 +120,8 @@ class Storage:
             now = time.time() * 1000
             conversation_id = _new_id("j")
             self._connection.execute(
-                f"INSERT INTO conversations ({_CONVERSATION}) VALUES (?, ?, ?, '', ?, ?)",
+                "INSERT INTO conversations (creation_time, id, created_at, last_message, session_id, updated_at)"
+                " VALUES (?, ?, ?, '', ?, ?)",
                 (now, conversation_id, int(now), session_id, int(now)),
             )
         else:
@@ -115,11 +133,13 @@ class Storage:
         ).fetchall()
         return conversation_id, [_message(*row) for row in reversed(rows)]
 
-    def _add(self, conversation_id: str, role: str, text: str) -> None:
+    def _add(self, conversation_id: str, role: Role, text: str) -> None:
+        text = join_surrogates(text)  # SQLite stores no halves
         now = time.time() * 1000
         self._connection.execute(
-            "INSERT INTO messages (id, conversation_id, role, content, creation_time, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-            (_new_id("k"), conversation_id, role, join_surrogates(text), now, int(now)),
+            "INSERT INTO messages (id, conversation_id, role, content, creation_time, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (_new_id("k"), conversation_id, role, text, now, int(now)),
         )
         self._connection.execute(
             "UPDATE conversations SET updated_at = ?, last_message = ? WHERE id = ?",
@@ -128,14 +148,18 @@ class Storage:
 
     def _conversations(self, limit: int) -> dict[str, object]:
         rows = self._connection.execute(
-            f"SELECT {_CONVERSATION} FROM conversations ORDER BY updated_at DESC, creation_time DESC LIMIT ?", (limit,)
+            "SELECT creation_time, id, created_at, last_message, session_id, updated_at FROM conversations"
+            " ORDER BY updated_at DESC, creation_time DESC LIMIT ?",
+            (limit,),
         ).fetchall()
         total = self._connection.execute("SELECT count(*) FROM conversations").fetchone()[0]
-        return {"conversations": [_conversation(*row) for row in rows], "total": total}
+        return {"conversations": [_named(_CONVERSATION_FIELDS, row) for row in rows], "total": total}
 
     def _conversation(self, conversation_id: str) -> dict[str, object] | None:
         row = self._connection.execute(
-            f"SELECT {_CONVERSATION} FROM conversations WHERE id = ?", (conversation_id,)
+            "SELECT creation_time, id, created_at, last_message, session_id, updated_at FROM conversations"
+            " WHERE id = ?",
+            (conversation_id,),
         ).fetchone()
         if row is None:
             return None
@@ -144,15 +168,18 @@ class Storage:
             " WHERE conversation_id = ? ORDER BY number",
             (conversation_id,),
         ).fetchall()
-        names = ("_creationTime", "_id", "content", "conversationId", "createdAt", "role")
-        return {"conversation": _conversation(*row), "messages": [dict(zip(names, row, strict=True)) for row in rows]}
+        return {
+            "conversation": _named(_CONVERSATION_FIELDS, row),
+            "messages": [_named(_MESSAGE_FIELDS, message) for message in rows],
+        }
 
 
 def _connect(path: str | Path) -> sqlite3.Connection:
     try:
         if str(path) != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT)
+        # Transactions are begun by us: the module's own begin only at the first write, too late to read in them.
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
             _prepare(connection)
         except BaseException:
@@ -164,42 +191,48 @@ def _connect(path: str | Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    version: Any = connection.execute("PRAGMA user_version").fetchone()[0]
+    _check_ours(connection)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    # One transaction, so that a process that dies here leaves an empty database and not half a schema. Another process
+    # may have been faster, so the version is read in it.
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        if _version(connection) == 0:
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _check_ours(connection: sqlite3.Connection) -> None:
+    version = _version(connection)
     if version > VERSION:
         raise StoreError(
             f"the database was written by a newer version of aheadless ({version}, this one knows {VERSION})",
             delivery=Delivery.NOT_SENT,
         )
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    if version == 0:
-        # One transaction, so that a process that dies here leaves an empty database and not half a schema.
-        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+    if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise StoreError("the database belongs to something else: it has tables of its own", delivery=Delivery.NOT_SENT)
 
 
-def _conversation(
-    creation_time: float, id_: str, created_at: int, last_message: str, session_id: str, updated_at: int
-) -> dict[str, object]:
-    return {
-        "_creationTime": creation_time,
-        "_id": id_,
-        "createdAt": created_at,
-        "lastMessage": last_message,
-        "sessionId": session_id,
-        "updatedAt": updated_at,
-    }
+def _version(connection: sqlite3.Connection) -> int:
+    version: Any = connection.execute("PRAGMA user_version").fetchone()[0]
+    return int(version)
+
+
+def _named(fields: tuple[str, ...], row: tuple[object, ...]) -> dict[str, object]:
+    return dict(zip(fields, row, strict=True))
 
 
 def _message(role: str, text: str, created_at: int) -> Message:
-    return Message(
-        "user" if role == "user" else "assistant", text, created_at=datetime.fromtimestamp(created_at / 1000, timezone.utc)
-    )
+    at = datetime.fromtimestamp(created_at / 1000, timezone.utc)
+    return Message("user" if role == "user" else "assistant", text, created_at=at)
 
 
 def _first_units(text: str, units: int) -> str:
-    # Cut as JavaScript cuts; an emoji cut in half becomes U+FFFD, as SQLite stores no halves.
-    return join_surrogates(text).encode("utf-16-le")[: 2 * units].decode("utf-16-le", "replace")
+    # Cut as JavaScript cuts; half of an emoji becomes U+FFFD.
+    return text.encode("utf-16-le")[: 2 * units].decode("utf-16-le", "replace")
 
 
 def _new_id(first: str) -> str:

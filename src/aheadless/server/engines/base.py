@@ -24,3 +24,4 @@ class ReplyEngine(Protocol):
 
         Whatever it raises fails the reply. It is closed, if it can be, when nobody wants more of it.
         """
+        ...

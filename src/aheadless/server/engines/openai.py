@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import aiohttp
+import attrs
 
 from aheadless.exceptions import AheadlessError, ConfigurationError, ProtocolError, ServerError, snippet
 from aheadless.protocol.ndjson import LineSplitter, parse_object
 from aheadless.server.settings import SYSTEM_PROMPT
+from aheadless.server.storage import HISTORY_WINDOW
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from aheadless._options import Secret
     from aheadless._session import Message
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIEngine"]
 
 DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
+CONNECT_TIMEOUT: Final = 10.0  # seconds; the rest is limited by the server, which limits the whole reply
 MAX_ERROR_BODY: Final = 4096
 MAX_LINE: Final = 1024 * 1024  # an event of this API holds one token and some metadata
 
@@ -42,7 +45,8 @@ class OpenAIEngine:
             raise ConfigurationError("the openai engine needs a model: set openai_model or AHEADLESS_OPENAI_MODEL")
         url = base_url or DEFAULT_BASE_URL
         if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"openai_base_url must begin with http:// or https://, not {snippet(repr(url), 60)}")
+            # Not shown: it may be a key that was put into the wrong setting.
+            raise ConfigurationError("openai_base_url must begin with http:// or https://")
         self._model = model
         self._url = url.rstrip("/") + "/chat/completions"
         self._api_key = api_key
@@ -51,52 +55,85 @@ class OpenAIEngine:
 
     async def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
         """Return the texts that the model streams. Raises AheadlessError when the API refuses or breaks off."""
-        if self._session is None:
-            # No time limit of its own: the server limits the whole reply.
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10), cookie_jar=aiohttp.DummyCookieJar()
-            )
-        headers = {"Authorization": f"Bearer {self._api_key.reveal()}"} if self._api_key is not None else {}
         messages = [{"role": "system", "content": self._system_prompt}]
-        messages += [{"role": message.role, "content": message.text} for message in history]
+        messages += [{"role": message.role, "content": message.text} for message in history[-HISTORY_WINDOW:]]
         body = {"model": self._model, "messages": messages, "stream": True}
-        async with self._session.post(self._url, json=body, headers=headers, allow_redirects=False) as response:
+        headers = {"Authorization": f"Bearer {self._api_key.reveal()}"} if self._api_key is not None else {}
+        # The key belongs to one address: no redirects.
+        async with self._open().post(self._url, json=body, headers=headers, allow_redirects=False) as response:
             if response.status != 200:  # noqa: PLR2004
-                said = await response.content.read(MAX_ERROR_BODY)
-                raise ServerError(f"the model's API answered {response.status}: {snippet(said.decode('utf-8', 'replace'))}")
+                raise await self._refusal(response)
             splitter = LineSplitter(max_line=MAX_LINE)
-            async for chunk in response.content.iter_any():
+            finished = False
+            while not finished:
+                chunk = await response.content.readany()
                 splitter.receive_data(chunk)
-                for event in _events(splitter):
-                    if event is None:
-                        return
-                    yield event
-        raise ProtocolError("the model's API ended the stream without [DONE]")
+                if not chunk:
+                    splitter.receive_eof()
+                while not finished and (line := splitter.next_line()) is not None:
+                    part = _part(line)
+                    finished = part.finished
+                    if part.text:
+                        yield part.text
+                if not chunk:
+                    break
+        if not finished:
+            raise ProtocolError("the model's API ended the stream without a finish_reason and without [DONE]")
 
     async def aclose(self) -> None:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
 
-def _events(splitter: LineSplitter) -> Iterator[str | None]:
-    """Return the texts in the lines that are complete, and None for the end."""
-    while (line := splitter.next_line()) is not None:
-        if not line.startswith(b"data:"):
-            continue  # a comment, a blank line, a field of Server-Sent Events that this API does not use
-        data = line.removeprefix(b"data:").strip()
-        if data == b"[DONE]":
-            yield None
-            return
-        if text := _text(parse_object(data)):
-            yield text
+    async def _refusal(self, response: aiohttp.ClientResponse) -> ServerError:
+        said = (await response.content.read(MAX_ERROR_BODY)).decode("utf-8", "replace")
+        if self._api_key is not None:
+            said = said.replace(self._api_key.reveal(), "***")  # some quote the key that they refuse
+        detail = snippet(said)
+        return ServerError(
+            f"the model's API answered {response.status}: {detail}", status=response.status, detail=detail
+        )
 
 
-def _text(event: Mapping[str, object]) -> str:
+@attrs.frozen
+class _Part:
+    """What one line says."""
+
+    text: str = ""
+    finished: bool = False
+
+
+def _part(line: bytes) -> _Part:
+    """Return what a line says; nothing, if it is blank, a comment or a field that this API does not use.
+
+    Raises AheadlessError for an error of the model, ProtocolError for what is no JSON object.
+    """
+    field, _, value = line.strip().partition(b":")
+    if field != b"data":
+        return _Part()
+    value = value.strip()
+    if value == b"[DONE]":
+        return _Part(finished=True)
+    event = parse_object(value)
     if (error := event.get("error")) is not None:
         raise AheadlessError(f"the model's API failed: {snippet(json.dumps(error))}")
-    choices = event.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    delta = choice.get("delta") if isinstance(choice, dict) else None
-    content = delta.get("content") if isinstance(delta, dict) else None
-    return content if isinstance(content, str) else ""
+    # Some events have no choices (usage), or one whose delta holds a role, null or a call of a tool.
+    choice = _first(event.get("choices"))
+    content = _mapping(choice.get("delta")).get("content")
+    return _Part(content if isinstance(content, str) else "", finished=choice.get("finish_reason") is not None)
+
+
+def _first(value: object) -> Mapping[str, object]:
+    return _mapping(cast("list[object]", value)[0]) if isinstance(value, list) and value else {}
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}

@@ -1,0 +1,133 @@
+"""Every program in docs/examples runs, against a real server, and says what it is there to show."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from aheadless import Message
+from aheadless.server import EchoEngine, RunningServer, ServerSettings, run_server
+from tests.support import ADMIN_KEY, KEY
+
+FOLDER = Path(__file__).parents[1] / "docs" / "examples"
+
+# What each program writes, as a pattern for the whole of it. The web back end has a test of its own.
+SHOWN = {
+    "quickstart.py": r"What happens when the stream breaks\?\n\[36 characters in \d+\.\d s, conversation [a-z0-9]{32}\]\n",
+    "callbacks.py": r"\[conversation [a-z0-9]{32}\]\nHello there\n\[saved 11 characters\]\n\[the reply: 'Hello there'\]\n",
+    "stop_button.py": r"Tell .*\n\[interrupted\]\n\[kept \d+ characters\]\n\[\['interrupted', 'interrupted'\]\]\n",
+    "many_sessions.py": r"50 of 50 users were answered twice\n",
+    "json_reply.py": r"Hello\nuser: Hello \[complete\]\nassistant: Hello \[complete\]\n",
+    "errors.py": r"never sent: message is empty\nthe key is wrong: 401, rejected\n",
+    "read_back.py": r"left after 'Tell '\nthe whole reply: 'Tell me a story that is longer than one word'\n",
+    "own_engine.py": r"HELLO FROM THE OTHER SIDE\n",
+    "own_session.py": r"Hello\nclosed: False\n",
+}
+WEB_BACKEND = "web_backend_aiohttp.py"
+
+
+class UnhurriedEcho(EchoEngine):
+    """An echo that lets other tasks have their say between two words: a reply that can be stopped in the middle."""
+
+    async def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
+        async for word in super().reply(history):
+            await asyncio.sleep(0.005)
+            yield word
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RunningServer]:
+    settings = ServerSettings(port=0, api_key=KEY, admin_key=ADMIN_KEY, engine=UnhurriedEcho(), rate_limit=None)
+    async with run_server(settings) as running:
+        yield running
+
+
+def environment(server: RunningServer, **more: str) -> dict[str, str]:
+    """Return what a program finds in its environment."""
+    keys = {"AHEADLESS_BASE_URL": server.url, "AHEADLESS_API_KEY": KEY, "AHEADLESS_ADMIN_KEY": ADMIN_KEY}
+    return {**os.environ, **keys, **more}
+
+
+def test_every_example_is_run():
+    """A new program has a row here or a test of its own."""
+    assert {*SHOWN, WEB_BACKEND} == {path.name for path in FOLDER.glob("*.py")}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+async def test_example(name: str, server: RunningServer):
+    """It ends well, complains about nothing, and writes what it should."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        FOLDER / name,
+        env=environment(server),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        out, err = await process.communicate()
+
+    assert (process.returncode, err.decode()) == (0, "")
+    assert re.fullmatch(SHOWN[name], out.decode()), out.decode()
+
+
+@pytest.fixture
+async def web_backend(server: RunningServer) -> AsyncIterator[str]:
+    """Run the web back end and give its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        FOLDER / WEB_BACKEND,
+        env=environment(server, PORT=str(port), PYTHONUNBUFFERED="1"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            await process.stdout.readline()  # written once it listens
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+async def test_web_backend_streams_a_reply(web_backend: str):
+    """A visitor who has loaded the page gets the reply; the same visitor stays in one conversation."""
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+        async with browser.get(web_backend) as page:
+            assert "fetch(" in await page.text()
+        async with browser.post(f"{web_backend}/ask", data="Hello there") as answer:
+            assert (answer.status, await answer.text()) == (200, "Hello there")
+
+
+async def test_web_backend_refuses(web_backend: str):
+    """Without its cookie nobody gets in, and what the API would not take is the visitor's mistake."""
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+        async with browser.post(f"{web_backend}/ask", data="Hello") as answer:
+            assert answer.status == 403
+        async with browser.get(web_backend):
+            pass
+        async with browser.post(f"{web_backend}/ask", data="") as answer:
+            assert (answer.status, await answer.text()) == (400, "message is empty")
+
+
+async def test_web_backend_does_not_pass_half_a_reply_as_a_whole(web_backend: str):
+    """The visitor's second question stops the first, whose answer then ends without its end."""
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+        async with browser.get(web_backend):
+            pass
+        async with browser.post(f"{web_backend}/ask", data="one " * 500) as first:
+            assert await first.content.readany()
+            async with browser.post(f"{web_backend}/ask", data="two") as second:
+                assert await second.text() == "two"
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await first.read()
