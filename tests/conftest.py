@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
@@ -22,8 +23,6 @@ settings.load_profile("all")
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the person who runs the tests gets in."""
-    import os
-
     for name in [name for name in os.environ if name.startswith(("AHEADLESS_", "OPENAI_", "WIDGET_", "ADMIN_"))]:
         monkeypatch.delenv(name)
 
@@ -62,6 +61,6 @@ async def scripted() -> AsyncIterator[ScriptedServer]:
 
 
 @pytest.fixture
-def client(scripted: ScriptedServer, make_client: MakeClient) -> Iterator[ChatClient]:
+def client(scripted: ScriptedServer, make_client: MakeClient) -> ChatClient:
     """A client of the scripted server."""
     return make_client(scripted.url)

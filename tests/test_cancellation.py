@@ -40,7 +40,7 @@ def assert_settled(chat: Chat, client: ChatClient) -> None:
     assert all(message.status != "pending" for message in chat.messages)
 
 
-async def cancel(task: asyncio.Task[None]) -> None:
+async def cancel(task: asyncio.Future[None]) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -57,7 +57,7 @@ async def test_while_waiting_for_the_headers(
     task = asyncio.ensure_future(drive(chat))
     request = await scripted.arrived(1)
 
-    await cancel(task)  # type: ignore[arg-type]
+    await cancel(task)
 
     assert_settled(chat, client)
     await asyncio.wait_for(request.left.wait(), WITHIN)
@@ -75,7 +75,7 @@ async def test_in_mid_stream(
     await seen.wait()
     await asyncio.sleep(0)
 
-    await cancel(task)  # type: ignore[arg-type]
+    await cancel(task)
 
     assert_settled(chat, client)
     assert chat.messages[-1].partial == "Hel"

@@ -281,9 +281,7 @@ async def test_chat_is_one_object_for_an_id(client: ChatClient) -> None:
 async def test_messages(scripted: ScriptedServer, client: ChatClient) -> None:
     """A question is there as soon as it is sent, an answer when it is complete."""
     chat = client.chat("s")
-    assert chat.messages == ()
-    stream = chat.stream("Hi")
-    async for event in stream:
+    async for event in chat.stream("Hi"):
         if isinstance(event, Start):
             assert [(m.role, m.text, m.status) for m in chat.messages] == [("user", "Hi", "pending")]
             assert chat.busy
@@ -425,7 +423,9 @@ async def test_what_a_callback_raises(
     async def callback(_value: object) -> None:
         raise error
 
-    scripted.add(STALLED if name in {"on_start", "on_token"} else Script(FIRST + (REST if name == "on_done" else b""), end="fin"))
+    scripted.add(
+        STALLED if name in {"on_start", "on_token"} else Script(FIRST + (REST if name == "on_done" else b""), end="fin")
+    )
     chat = client.chat("s")
 
     with pytest.raises(kind) as caught:

@@ -77,7 +77,9 @@ def test_tree(kind: type[AheadlessError], base: type[Exception], delivery: Deliv
 
 def test_the_tree_is_whole() -> None:
     """No class is missing above."""
-    classes = {item for item in vars(exceptions).values() if isinstance(item, type) and issubclass(item, AheadlessError)}
+    classes = {
+        item for item in vars(exceptions).values() if isinstance(item, type) and issubclass(item, AheadlessError)
+    }
 
     assert classes == {AheadlessError, *(kind for kind, _, _ in TREE)}
 

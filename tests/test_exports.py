@@ -25,7 +25,8 @@ def test_all_names_are_there_and_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [aheadless.ChatClient, aheadless.Chat, aheadless.ReplyStream, aheadless.SessionManager, aheadless.Subscription]
+    "kind",
+    [aheadless.ChatClient, aheadless.Chat, aheadless.ReplyStream, aheadless.SessionManager, aheadless.Subscription],
 )
 def test_public_methods_promise_something(kind: type) -> None:
     """Every public method and property has a docstring."""
@@ -42,5 +43,5 @@ def test_names_that_the_readme_teaches() -> None:
         case Token(text), Done():
             assert text == "a"
     assert inspect.signature(ChatClient.chat).parameters["on_busy"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert Timeouts() and RateLimit(30, per=60)
+    assert (Timeouts().connect, RateLimit(30, per=60).limit) == (5.0, 30)
     assert aheadless.__version__.count(".") >= 2

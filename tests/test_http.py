@@ -37,7 +37,17 @@ from aheadless import (
     StreamInterruptedError,
     Timeouts,
 )
-from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, gzipped, head, json_answer, lines, stream_answer
+from aheadless.testing import (
+    CONVERSATION_ID,
+    Script,
+    ScriptedServer,
+    events,
+    gzipped,
+    head,
+    json_answer,
+    lines,
+    stream_answer,
+)
 from tests.conftest import MakeClient
 from tests.support import KEY, recorded
 from tests.test_stream import FIRST, HELLO, REST
@@ -62,7 +72,7 @@ async def failure(client: ChatClient, *, json: bool = False) -> AheadlessError:
 @pytest.fixture
 def mocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
     # aioresponses 0.7.9 does not know the newest argument of aiohttp's response.
-    real = aioresponses_core.ClientResponse
+    real: Any = vars(aioresponses_core)["ClientResponse"]
 
     def make(*args: Any, **kwargs: Any) -> Any:
         return real(*args, **{"stream_writer": Mock(output_size=0), **kwargs})

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 # A word of what each prints, in their order.
-PRINTED = ["asyncio client", "messages so far", "saved ", "10 replies; ['user-0'", "it can be sent again"]
+PRINTED = ["aheadless", "messages so far", "saved ", "10 replies; ['user-0'", "it can be sent again"]
 
 
 async def run(program: str, server: RunningServer) -> tuple[int | None, str]:

@@ -45,7 +45,13 @@ async def test_iterating_gives_the_events(scripted: ScriptedServer, client: Chat
 
     found = [event async for event in client.chat("s").stream("Hi")]
 
-    assert found == [START, Token("Hel"), Unknown("x", {"type": "x", "n": 1}), Token("lo"), Done("Hello", CONVERSATION_ID)]
+    assert found == [
+        START,
+        Token("Hel"),
+        Unknown("x", {"type": "x", "n": 1}),
+        Token("lo"),
+        Done("Hello", CONVERSATION_ID),
+    ]
     assert scripted.requests[0].body == b'{"sessionId":"s","message":"Hi"}'
 
 

@@ -457,7 +457,7 @@ class _Whole:
     first_token_at: None = None
     total_at: None = None
 
-    async def read(self, deadline: float | None) -> bytes:
+    async def read(self, _deadline: float | None, /) -> bytes:
         events, self.events = self.events, b""
         return events
 

@@ -142,7 +142,7 @@ class Answer:
         self._timer: asyncio.TimerHandle | None = None
         self._taken = 0
 
-    async def read(self, deadline: float | None) -> bytes:
+    async def read(self, deadline: float | None, /) -> bytes:
         """Return the bytes that are there, or wait for some; `b""` at the end of the body.
 
         Raises TimeoutError when nothing came until `deadline` (loop time), ConnectionLostError when the body was cut,
@@ -429,16 +429,8 @@ def _request_failure(exc: Exception, evidence: _Evidence, base_url: str) -> Ahea
     """Translate what aiohttp raised before it had an answer."""
     failure: AheadlessError
     match exc:
-        case aiohttp.ClientConnectorCertificateError():
-            failure = ConnectError(f"the certificate of {base_url} is not valid: {snippet(str(exc.certificate_error))}")
-        case aiohttp.ClientConnectorSSLError() if "WRONG_VERSION_NUMBER" in str(exc):
-            failure = ConnectError(f"{base_url} does not speak TLS: is it an http:// address?")
-        case aiohttp.ClientConnectorSSLError():
-            failure = ConnectError(f"TLS with {base_url} failed: {snippet(str(exc.os_error))}")
-        case aiohttp.ClientConnectorDNSError():
-            failure = ConnectError(f"the host of {base_url} is not known: {snippet(str(exc.os_error))}")
-        case aiohttp.ClientConnectorError():
-            failure = ConnectError(f"cannot connect to {base_url}: {snippet(str(exc.os_error))}")
+        case aiohttp.ClientConnectorError() | aiohttp.ClientConnectorCertificateError():
+            failure = _connect_failure(exc, base_url)
         case aiohttp.ClientHttpProxyError():
             failure = ConnectError(f"the proxy refused to connect ({exc.status})")
         case aiohttp.InvalidURL() | ValueError():
@@ -453,6 +445,23 @@ def _request_failure(exc: Exception, evidence: _Evidence, base_url: str) -> Ahea
     if isinstance(error := getattr(exc, "os_error", exc), OSError) and error.errno:
         failure.__cause__ = OSError(error.errno, error.strerror)
     return failure
+
+
+def _connect_failure(
+    exc: aiohttp.ClientConnectorError | aiohttp.ClientConnectorCertificateError, base_url: str
+) -> ConnectError:
+    match exc:
+        case aiohttp.ClientConnectorCertificateError():
+            said = f"the certificate of {base_url} is not valid: {snippet(str(exc.certificate_error))}"
+        case aiohttp.ClientConnectorSSLError() if "WRONG_VERSION_NUMBER" in str(exc):
+            said = f"{base_url} does not speak TLS: is it an http:// address?"
+        case aiohttp.ClientConnectorSSLError():
+            said = f"TLS with {base_url} failed: {snippet(str(exc.os_error))}"
+        case aiohttp.ClientConnectorDNSError():
+            said = f"the host of {base_url} is not known: {snippet(str(exc.os_error))}"
+        case _:
+            said = f"cannot connect to {base_url}: {snippet(str(exc.os_error))}"
+    return ConnectError(said)
 
 
 def _body_failure(exc: Exception) -> AheadlessError:

@@ -10,7 +10,7 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from aheadless._session import Role
+from aheadless._session import Role  # noqa: TC001 - cattrs looks at the annotations when it runs
 from aheadless.exceptions import InvalidRequestError, ProtocolError, snippet
 from aheadless.protocol.ndjson import parse_object
 

@@ -11,7 +11,11 @@ ids = st.text(st.sampled_from("abcdefgh0123456789"), min_size=1, max_size=32)
 # Halves of pairs too: a token may end in one (protocol.md §3.8).
 token_texts = st.text(st.characters() | st.sampled_from("\ud83d\ude00\u2028\x0b\x1c\r\n"), max_size=20)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=5,
 )

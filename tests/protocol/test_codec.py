@@ -107,7 +107,9 @@ def test_wrong_fields(line: bytes, message: str) -> None:
 
 def test_lone_halves_become_replacement_characters_outside_tokens() -> None:
     """Texts that are given out whole can be encoded; only a token keeps a half, whose other half may follow."""
-    assert decode_event(rb'{"type":"done","message":"a\ud83d","conversationId":"c\ude00"}') == Done("a\ufffd", "c\ufffd")
+    assert decode_event(rb'{"type":"done","message":"a\ud83d","conversationId":"c\ude00"}') == Done(
+        "a\ufffd", "c\ufffd"
+    )
     assert decode_event(rb'{"type":"error","error":"\ud83d\ude00"}') == Failure("😀")
     assert decode_event(rb'{"type":"token","token":"\ud83d"}') == Token("\ud83d")
 

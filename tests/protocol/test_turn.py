@@ -247,12 +247,12 @@ def test_interrupt_from_this_side() -> None:
 def test_delivery_follows_the_stream() -> None:
     """Unknown until `start` tells that the message is stored."""
     turn = Turn()
-    assert turn.delivery is Delivery.UNKNOWN
+    before = turn.delivery
 
     turn.receive_data(stream(START))
     turn.next_event()
 
-    assert turn.delivery is Delivery.ACCEPTED
+    assert (before, turn.delivery) == (Delivery.UNKNOWN, Delivery.ACCEPTED)
     assert turn.conversation_id == "c"
 
 

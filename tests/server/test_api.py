@@ -54,7 +54,12 @@ async def raw(url: str, request: bytes, *, until: bytes = b"") -> bytes:
 
 def raw_post(path: str, body: bytes, *headers: str, method: str = "POST") -> bytes:
     fields = ["Host: x", "Connection: close", f"Content-Length: {len(body)}", *headers]
-    return f"{method} {path} HTTP/1.1\r\n".encode() + "".join(f"{f}\r\n" for f in fields).encode("latin-1") + b"\r\n" + body
+    return (
+        f"{method} {path} HTTP/1.1\r\n".encode()
+        + "".join(f"{f}\r\n" for f in fields).encode("latin-1")
+        + b"\r\n"
+        + body
+    )
 
 
 RAW = json.dumps(GOOD).encode()
@@ -199,7 +204,9 @@ async def test_shutdown_lets_replies_finish(tmp_path: Any) -> None:
 
     gate = asyncio.Event()
     engine = ScriptedEngine(["a", gate, "b"], ["x", asyncio.Event()])
-    settings = ServerSettings(port=0, api_key=KEY, admin_key=ADMIN_KEY, engine=engine, database=tmp_path / "chat.db", shutdown_timeout=0.2)
+    settings = ServerSettings(
+        port=0, api_key=KEY, admin_key=ADMIN_KEY, engine=engine, database=tmp_path / "chat.db", shutdown_timeout=0.2
+    )
     async with ChatClient("http://127.0.0.1:1", api_key=KEY) as _:
         async with run_server(settings) as server:
             client = ChatClient(server.url, api_key=KEY)
@@ -211,7 +218,7 @@ async def test_shutdown_lets_replies_finish(tmp_path: Any) -> None:
                 await asyncio.sleep(0)
             asyncio.get_running_loop().call_soon(gate.set)
         assert (await task).text == "ab"
-        with pytest.raises(Exception, match="gave up|ended"):
+        with pytest.raises(Exception, match=r"gave up|ended"):
             await hanging
         await client.aclose()
 
@@ -363,7 +370,14 @@ async def test_too_large(serve: Serve) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/v1/chat"), ("POST", "/health"), ("POST", "//v1/chat"), ("PUT", "/v1/chat"), ("GET", "/<b>"), ("GET", "/")],
+    [
+        ("GET", "/v1/chat"),
+        ("POST", "/health"),
+        ("POST", "//v1/chat"),
+        ("PUT", "/v1/chat"),
+        ("GET", "/<b>"),
+        ("GET", "/"),
+    ],
 )
 async def test_unknown_routes(serve: Serve, method: str, path: str) -> None:
     """404 with a page, whatever the method; never 405."""
@@ -462,7 +476,9 @@ async def test_cors(serve: Serve, http: aiohttp.ClientSession) -> None:
     """An allowed origin is echoed, another is a 500 page on every path."""
     server = await serve(cors_origins=["https://a.example"])
 
-    async with http.post(server.url + "/v1/chat", json=GOOD, headers={**HEADERS, "Origin": "https://a.example"}) as response:
+    async with http.post(
+        server.url + "/v1/chat", json=GOOD, headers={**HEADERS, "Origin": "https://a.example"}
+    ) as response:
         assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
     async with http.options(server.url + "/v1/chat", headers={"Origin": "https://a.example"}) as response:
         assert response.status == 204

@@ -14,10 +14,27 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aheadless import AheadlessError, ConfigurationError, Message, ProtocolError, RateLimit, Secret, ServerError, StoreError
+from aheadless import (
+    AheadlessError,
+    ConfigurationError,
+    Message,
+    ProtocolError,
+    RateLimit,
+    Secret,
+    ServerError,
+    StoreError,
+)
 from aheadless.protocol.codec import ChatRequest
 from aheadless.protocol.events import Token
-from aheadless.server import AnswersEngine, EchoEngine, OpenAIEngine, ReplyEngine, ScriptedEngine, ServerSettings, create_app
+from aheadless.server import (
+    AnswersEngine,
+    EchoEngine,
+    OpenAIEngine,
+    ReplyEngine,
+    ScriptedEngine,
+    ServerSettings,
+    create_app,
+)
 from aheadless.server.body import parse_body
 from aheadless.server.engines.answers import MAX_PASSAGE, default_folder, split_passages
 from aheadless.server.engines.simple import words
@@ -115,7 +132,12 @@ def test_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("AHEADLESS_PORT", "x"), ("AHEADLESS_RATE_LIMIT", "many"), ("AHEADLESS_PRODUCTION", "maybe"), ("AHEADLESS_RATE_LIMIT", "0")],
+    [
+        ("AHEADLESS_PORT", "x"),
+        ("AHEADLESS_RATE_LIMIT", "many"),
+        ("AHEADLESS_PRODUCTION", "maybe"),
+        ("AHEADLESS_RATE_LIMIT", "0"),
+    ],
 )
 def test_wrong_variables(variable: str, value: str) -> None:
     """The error names the variable."""
@@ -188,7 +210,11 @@ async def test_storage_survives_a_restart(tmp_path: Path) -> None:
     await storage.aclose()
 
     assert first == second
-    assert [(message.role, message.text) for message in history] == [("user", "one"), ("assistant", "two"), ("user", "three")]
+    assert [(message.role, message.text) for message in history] == [
+        ("user", "one"),
+        ("assistant", "two"),
+        ("user", "three"),
+    ]
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
@@ -279,7 +305,9 @@ async def test_answers(folder: Path) -> None:
     await engine.aclose()
 
 
-@pytest.mark.parametrize("question", ['"', "AND OR NOT", "cats*", "heading:cats", "NEAR(a b)", "'; --", "😀" * 2000, "x " * 2000, "\x00"])
+@pytest.mark.parametrize(
+    "question", ['"', "AND OR NOT", "cats*", "heading:cats", "NEAR(a b)", "'; --", "😀" * 2000, "x " * 2000, "\x00"]
+)
 async def test_answers_take_any_question(folder: Path, question: str) -> None:
     """No text is taken for the query language."""
     engine = AnswersEngine(folder)
@@ -295,7 +323,7 @@ def test_passages() -> None:
     assert [passage.heading for passage in passages] == ["f.md", "B"]
     assert len(passages[1].text) <= MAX_PASSAGE + 5
     assert passages[1].text.endswith("x\n\n…")
-    assert [*split_passages("f.md", "y" * 5000)][0].text == "y" * MAX_PASSAGE + "\n\n…"
+    assert next(iter(split_passages("f.md", "y" * 5000))).text == "y" * MAX_PASSAGE + "\n\n…"
 
 
 def test_default_folder_is_there(tmp_path: Path) -> None:

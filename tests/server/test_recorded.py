@@ -89,7 +89,9 @@ async def test_store_reply_fails(serve: Serve, tmp_path: Path) -> None:
         rest = await connection.reader.readuntil(b"0\r\n\r\n")
 
     lines = EXCHANGES["store_reply_fails"]["body"].split("\n")
-    assert [line for line in rest.decode().split("\r\n") if line.startswith("{")] == [f"{line}\n" for line in lines[2:-1]]
+    assert [line for line in rest.decode().split("\r\n") if line.startswith("{")] == [
+        f"{line}\n" for line in lines[2:-1]
+    ]
 
 
 async def test_json(serve: Serve) -> None:

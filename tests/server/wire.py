@@ -101,9 +101,12 @@ def request(
     method: str, path: str, body: bytes = b"", *headers: str, version: str = "1.1", length: bool = True
 ) -> bytes:
     fields = ["Host: x", *headers, *([f"Content-Length: {len(body)}"] if length and body else [])]
-    return f"{method} {path} HTTP/{version}\r\n".encode("latin-1") + "".join(
-        f"{field}\r\n" for field in fields
-    ).encode("latin-1") + b"\r\n" + body
+    return (
+        f"{method} {path} HTTP/{version}\r\n".encode("latin-1")
+        + "".join(f"{field}\r\n" for field in fields).encode("latin-1")
+        + b"\r\n"
+        + body
+    )
 
 
 def post(path: str = "/v1/chat", body: bytes = GOOD, *headers: str, version: str = "1.1") -> bytes:

@@ -199,7 +199,7 @@ class _Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         self._leave()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._leave()
 
     def pause_writing(self) -> None:
