@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import HealthCheck, settings
 
-from aheadless import ChatClient
+from aheadless import ChatClient, Retry
 from aheadless.testing import ScriptedServer
 from tests.support import KEY
 
@@ -47,7 +47,8 @@ async def make_client() -> AsyncIterator[MakeClient]:
     async with AsyncExitStack() as stack:
 
         def make(url: str, **options: Any) -> ChatClient:
-            client = ChatClient(url, **{"api_key": KEY, **options})
+            # One attempt, no waiting: what a test is about it asks for.
+            client = ChatClient(url, **{"api_key": KEY, "retry": Retry(attempts=1), "max_wait": 0, **options})
             stack.push_async_callback(client.aclose)
             return client
 

@@ -2,6 +2,8 @@
 
 from aheadless._client import Chat, ChatClient, Health
 from aheadless._options import OnBusy, RateLimit, Secret, Timeouts
+from aheadless._pacing import PacingState, Waiting
+from aheadless._retry import Retry, Retrying
 from aheadless._session import Message, MessageStatus, Reply, Role, Session, SessionManager, Timings
 from aheadless._stream import Overflow, ReplyStream, Subscription
 from aheadless._version import __version__
@@ -53,6 +55,7 @@ __all__ = [
     "NotFoundError",
     "OnBusy",
     "Overflow",
+    "PacingState",
     "Phase",
     "ProtocolError",
     "RateLimit",
@@ -63,6 +66,8 @@ __all__ = [
     "ReplyFailedError",
     "ReplyStream",
     "RequestTimeoutError",
+    "Retry",
+    "Retrying",
     "Role",
     "Secret",
     "ServerError",
@@ -81,5 +86,6 @@ __all__ = [
     "TurnState",
     "Unknown",
     "UsageError",
+    "Waiting",
     "__version__",
 ]

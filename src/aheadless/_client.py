@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import random
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 import attrs
@@ -14,6 +16,7 @@ from aheadless._gate import Gate
 from aheadless._http import Key, Transport
 from aheadless._options import (
     OnBusy,
+    RateLimit,
     Secret,
     Timeouts,
     parse_base_url,
@@ -22,15 +25,20 @@ from aheadless._options import (
     parse_headers,
     parse_key,
     parse_on_busy,
+    parse_seconds,
 )
+from aheadless._pacing import Pacer, PacingState, Pass, Waiting, pacer_for
+from aheadless._retry import Retry, RetryBudget, Retrying
 from aheadless._session import Message, MessageStatus, Reply, Session, SessionManager
-from aheadless._stream import Callbacks, ReplyStream
+from aheadless._stream import Callbacks, ReplyStream, call
 from aheadless.exceptions import (
+    AheadlessError,
     ClientClosedError,
     ConfigurationError,
     ConnectError,
     Delivery,
     ProtocolError,
+    RateLimitError,
     ReplyFailedError,
     StatusError,
     UsageError,
@@ -48,7 +56,7 @@ from aheadless.protocol.ndjson import parse_object
 
 if TYPE_CHECKING:
     import ssl as ssl_module
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
     import aiohttp
@@ -59,6 +67,12 @@ if TYPE_CHECKING:
 __all__ = ["Chat", "ChatClient", "Health"]
 
 F = TypeVar("F")
+T = TypeVar("T")
+
+OnRetry: TypeAlias = "Callable[[Retrying], Awaitable[object] | None]"
+OnWait: TypeAlias = "Callable[[Waiting], Awaitable[object] | None]"
+
+logger = logging.getLogger("aheadless")
 
 # aiohttp's own default of 100 lets the hundred and first stream wait in silence. A thousand open streams cost this
 # process some 15 MB.
@@ -66,6 +80,9 @@ MAX_CONNECTIONS = 1000
 
 # Two hundred messages are a long evening, and more than the server shows to the model (30, protocol.md §5).
 HISTORY_LIMIT = 200
+
+# Longer than the usual window of 60 s, so that a turn that meets a full one gets into the next.
+MAX_WAIT = 75.0
 
 
 @attrs.frozen
@@ -92,6 +109,12 @@ class _Core:
     timeouts: Timeouts
     on_busy: OnBusy
     callbacks: Callbacks
+    retry: Retry
+    rate_limit: RateLimit | None
+    max_wait: float
+    on_retry: tuple[OnRetry, ...]
+    on_wait: tuple[OnWait, ...]
+    budget: RetryBudget = attrs.field(factory=RetryBudget, init=False)
     live: set[ReplyStream] = attrs.field(factory=set, init=False)
     closed: bool = attrs.field(default=False, init=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False)
@@ -112,6 +135,10 @@ class _Core:
         if self._loop is not loop:
             raise UsageError("this client belongs to another event loop; make one for each loop")
 
+    def pacer(self) -> Pacer:
+        """Return the pacer that all clients of this origin share."""
+        return pacer_for(self.transport.origin)
+
     async def get(self, path: str, key: Key | None = None) -> bytes:
         self.bind()
         return await self.transport.get(path, key, timeouts=self.timeouts)
@@ -126,6 +153,10 @@ class ChatClient:
 
     - `legacy_auth`: send the key as `x-widget-api-key`.
     - `endpoint`: the streaming endpoint's path; "/chat" is its old name.
+    - `retry`: when a message is sent again; by default up to twice, and only if it cannot have been stored.
+    - `rate_limit`: how many requests the server takes from this address, to stay below it from the beginning.
+    - `max_wait`: how many seconds a turn waits at the most for a rate limit, its own or the server's 429, before it
+      gives up with a RateLimitError; 0: it does not wait.
     - `max_connections`: how many streams can be open at once; further ones wait for `timeouts.connect`.
     - `on_busy`: what a new turn does when its session has a live one: "queue" (wait, in order), "reject" (raise
       SessionBusyError) or "interrupt" (stop the live one).
@@ -134,6 +165,8 @@ class ChatClient:
       cookies and connector apply.
     - `ssl`, `proxy`, `headers`: as aiohttp takes them, for every request. Keys and `Origin` are not among the headers.
     - `allow_insecure_http`: let the key go over `http://` to a public host.
+    - `on_retry` (Retrying), `on_wait` (Waiting): called before a message is sent again, and before a turn waits for a
+      rate limit; plain or async.
     - `on_start`, `on_token`, `on_done`, `on_error`: called for every turn, before those of the chat and the stream.
 
     A client belongs to the event loop and the process that used it first. Raises ConfigurationError for a setting
@@ -149,6 +182,9 @@ class ChatClient:
         legacy_auth: bool = False,
         endpoint: str = "/v1/chat/stream",
         timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+        rate_limit: RateLimit | None = None,
+        max_wait: float = MAX_WAIT,
         max_connections: int = MAX_CONNECTIONS,
         on_busy: OnBusy = "queue",
         history_limit: int = HISTORY_LIMIT,
@@ -157,6 +193,8 @@ class ChatClient:
         proxy: str | None = None,
         headers: Mapping[str, str] | None = None,
         allow_insecure_http: bool = False,
+        on_retry: OnRetry | None = None,
+        on_wait: OnWait | None = None,
         on_start: OnStart | None = None,
         on_token: OnToken | None = None,
         on_done: OnDone | None = None,
@@ -179,9 +217,14 @@ class ChatClient:
             sessions=SessionManager(history_limit=parse_count(history_limit, "history_limit", least=0)),
             chat_key=_key(chat_header, api_key, "api_key", "AHEADLESS_API_KEY", "WIDGET_API_KEY"),
             endpoint=parse_endpoint(endpoint),
-            timeouts=_checked_timeouts(timeouts) or Timeouts(),
+            timeouts=_checked(timeouts, Timeouts, "timeouts") or Timeouts(),
             on_busy=parse_on_busy(on_busy),
             callbacks=Callbacks.of(on_start, on_token, on_done, on_error),
+            retry=_checked(retry, Retry, "retry") or Retry(),
+            rate_limit=_checked(rate_limit, RateLimit, "rate_limit"),
+            max_wait=0.0 if max_wait == 0 else parse_seconds(max_wait, "max_wait"),
+            on_retry=_checked_callback(on_retry, "on_retry"),
+            on_wait=_checked_callback(on_wait, "on_wait"),
         )
         self._chats: WeakValueDictionary[str, Chat] = WeakValueDictionary()
 
@@ -203,6 +246,12 @@ class ChatClient:
     def sessions(self) -> SessionManager:
         """What this client knows of its sessions."""
         return self._core.sessions
+
+    @property
+    def pacing(self) -> PacingState:
+        """Whether turns are held back now; shared by the clients of this origin on this event loop."""
+        self._core.bind()
+        return self._core.pacer().state()
 
     @property
     def admin(self) -> AdminClient:
@@ -385,7 +434,7 @@ class Chat:
             encode_request(ChatRequest(self.session_id, validate_message(message))),
             message=message,
             key=core.chat_key,
-            timeouts=_checked_timeouts(timeouts) or core.timeouts,
+            timeouts=_checked(timeouts, Timeouts, "timeouts") or core.timeouts,
             on_busy=parse_on_busy(on_busy or self._on_busy or core.on_busy),
             json=json,
         )
@@ -405,6 +454,7 @@ class _Question:
     timeouts: Timeouts
     on_busy: OnBusy
     json: bool
+    give_up_at: float | None = attrs.field(default=None, init=False)
     recorded: bool = attrs.field(default=False, init=False)
 
     @property
@@ -420,10 +470,76 @@ class _Question:
         self.core.live.add(stream)
         await self.gate.enter(stream, self.on_busy)
 
-    async def send(self) -> Source:
+    async def send(self, stream: ReplyStream) -> Source:
         self.core.sessions.touch(self.session)
         self.session.begin(self.message, at=_utc_now())
         self.recorded = True
+        core, attempt = self.core, 1
+        while True:
+            try:
+                source = await self._send_paced(stream)
+            except AheadlessError as exc:
+                if not core.retry.allows(exc, attempt) or not core.budget.spend():
+                    raise
+                error = exc
+            else:
+                core.budget.earn()
+                return source
+            delay = max(core.retry.pause(attempt, random.random), getattr(error, "retry_after", None) or 0.0)
+            stream.note_delivery(error.delivery)
+            logger.info("attempt %d for %s failed (%s), next in %.1f s", attempt, self.session_id, error, delay)
+            await call(core.on_retry, Retrying(self.session_id, attempt, delay, error))
+            await asyncio.sleep(delay)
+            attempt += 1
+
+    async def _send_paced(self, stream: ReplyStream) -> Source:
+        """Send when the pace allows it, again and again as long as the server says 429 and time is left."""
+        pacer = self.core.pacer()
+        refusal: RateLimitError | None = None
+        while True:
+            leave = await self._wait_for_leave(pacer, refusal)
+            counted = True
+            stream.note_delivery(Delivery.UNKNOWN)
+            try:
+                source = await self._post()
+            except RateLimitError as exc:
+                counted = False
+                refusal = exc
+                pacer.refused(leave, exc.retry_after)
+                stream.note_delivery(Delivery.REJECTED)
+            except AheadlessError as exc:
+                counted = exc.delivery is not Delivery.NOT_SENT
+                if isinstance(exc, StatusError):
+                    pacer.accepted(leave)  # the rate limit is looked at before anything else that refuses
+                raise
+            else:
+                pacer.accepted(leave)
+                return source
+            finally:
+                pacer.leave(leave, counted=counted)
+
+    async def _wait_for_leave(self, pacer: Pacer, refusal: RateLimitError | None) -> Pass:
+        core = self.core
+        if not pacer.must_wait(core.rate_limit):
+            return await pacer.enter(core.rate_limit)
+        now = asyncio.get_running_loop().time()
+        if self.give_up_at is None:
+            self.give_up_at = now + core.max_wait
+            reason: Literal["rate_limit", "cool_down"] = "rate_limit" if pacer.state().state == "open" else "cool_down"
+            logger.info("%s waits for the rate limit, for %.0f s at the most", self.session_id, core.max_wait)
+            await call(core.on_wait, Waiting(self.session_id, reason, core.max_wait))
+        pause = refusal.retry_after if refusal is not None else None
+        if now + (pause or 0.0) < self.give_up_at:
+            try:
+                async with asyncio.timeout_at(self.give_up_at):
+                    return await pacer.enter(core.rate_limit, again=refusal is not None)
+            except TimeoutError:
+                pass
+        if refusal is not None:
+            raise refusal
+        raise RateLimitError(f"the rate limit left no room within {core.max_wait:.0f} s", delivery=Delivery.NOT_SENT)
+
+    async def _post(self) -> Source:
         transport = self.core.transport
         if not self.json:
             return await transport.open_stream(self.core.endpoint, self.body, self.key, timeouts=self.timeouts)
@@ -488,10 +604,18 @@ def _key(header: str, given: str | Secret | None, name: str, *variables: str) ->
     return None
 
 
-def _checked_timeouts(timeouts: object) -> Timeouts | None:
-    if timeouts is None or isinstance(timeouts, Timeouts):
-        return timeouts
-    raise ConfigurationError(f"timeouts must be a Timeouts, not {type(timeouts).__name__}")
+def _checked(value: object, kind: type[T], name: str) -> T | None:
+    if value is None or isinstance(value, kind):
+        return value
+    raise ConfigurationError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+
+
+def _checked_callback(callback: F | None, name: str) -> tuple[F, ...]:
+    if callback is None:
+        return ()
+    if not callable(callback):
+        raise ConfigurationError(f"{name} must be a function, not {type(callback).__name__}")
+    return (callback,)
 
 
 def _utc_now() -> datetime:

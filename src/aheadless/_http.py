@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
@@ -61,6 +65,9 @@ LINGER: Final = 1.0
 # An error page is for a human: 64 KiB of it, and 5 s for them, are plenty (faults.md row 31).
 MAX_ERROR_BODY: Final = 64 * 1024
 ERROR_BODY_TIMEOUT: Final = 5.0
+
+# A server that wants to be left alone for longer than an hour is not waited for; nor does it get to name 1e9 s.
+MAX_RETRY_AFTER: Final = 3600.0
 
 # A reply of 8 MiB is as unlikely as a line of that size.
 MAX_JSON_BODY: Final = MAX_LINE
@@ -291,6 +298,7 @@ class Transport:
         max_connections: int,
     ) -> None:
         self.base_url = base_url
+        self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(base_url)).lower()
         self._headers = headers
         self._session = session
         self._owns_session = session is None
@@ -452,16 +460,16 @@ def _connect_failure(
 ) -> ConnectError:
     match exc:
         case aiohttp.ClientConnectorCertificateError():
-            said = f"the certificate of {base_url} is not valid: {snippet(str(exc.certificate_error))}"
+            said = snippet(str(exc.certificate_error))
+            return ConnectError(f"the certificate of {base_url} is not valid: {said}", permanent=True)
         case aiohttp.ClientConnectorSSLError() if "WRONG_VERSION_NUMBER" in str(exc):
-            said = f"{base_url} does not speak TLS: is it an http:// address?"
+            return ConnectError(f"{base_url} does not speak TLS: is it an http:// address?", permanent=True)
         case aiohttp.ClientConnectorSSLError():
-            said = f"TLS with {base_url} failed: {snippet(str(exc.os_error))}"
+            return ConnectError(f"TLS with {base_url} failed: {snippet(str(exc.os_error))}", permanent=True)
         case aiohttp.ClientConnectorDNSError():
-            said = f"the host of {base_url} is not known: {snippet(str(exc.os_error))}"
+            return ConnectError(f"the host of {base_url} is not known: {snippet(str(exc.os_error))}")
         case _:
-            said = f"cannot connect to {base_url}: {snippet(str(exc.os_error))}"
-    return ConnectError(said)
+            return ConnectError(f"cannot connect to {base_url}: {snippet(str(exc.os_error))}")
 
 
 def _body_failure(exc: Exception) -> AheadlessError:
@@ -491,25 +499,39 @@ async def _refuse(response: aiohttp.ClientResponse, answer: Answer) -> None:
         raise RedirectError(f"{status}: a redirect to {target} is not followed", status=status, detail=detail)
     if not 400 <= status < 600:  # noqa: PLR2004
         raise ProtocolError(f"{status} is no answer of this API: {detail}")
-    raise _status_error(status, detail)
+    retry_after = parse_retry_after(response.headers.get("Retry-After"), datetime.now(timezone.utc))
+    raise _status_error(status, detail, retry_after)
 
 
-def _status_error(status: int, detail: str) -> StatusError:
-    said = f"{status}: {detail or 'no detail'}"
-    match status:
-        case 401 | 403:
-            return AuthenticationError(f"{said} (check the API key)", status=status, detail=detail)
-        case 404 | 405:
-            return NotFoundError(f"{said} (check the base URL)", status=status, detail=detail)
-        case 429:
-            return RateLimitError(said, status=status, detail=detail)
-        case 400 | 413 | 415 | 422:
-            return RejectedError(said, status=status, detail=detail)
-        case _ if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            # No refusal of this API: a proxy's, which may have passed the message on before.
-            return RejectedError(said, status=status, detail=detail, delivery=Delivery.UNKNOWN)
-        case _:
-            return ServerError(said, status=status, detail=detail)
+_ERRORS: Final[dict[int, type[StatusError]]] = {
+    400: RejectedError,
+    401: AuthenticationError,
+    403: AuthenticationError,
+    404: NotFoundError,
+    405: NotFoundError,
+    413: RejectedError,
+    415: RejectedError,
+    422: RejectedError,
+    429: RateLimitError,
+}
+_HINTS: Final[dict[type[StatusError], str]] = {
+    AuthenticationError: " (check the API key)",
+    NotFoundError: " (check the base URL)",
+}
+
+
+def _status_error(status: int, detail: str, retry_after: float | None) -> StatusError:
+    kind = _ERRORS.get(status)
+    delivery: Delivery | None = None  # the class's own
+    if kind is None and status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        # No refusal of this API: a proxy's, which may have passed the message on before.
+        kind, delivery = RejectedError, Delivery.UNKNOWN
+    elif status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after is not None:
+        # Who names a time has turned the message away; a 503 alone may come from behind the store.
+        delivery = Delivery.REJECTED
+    kind = kind or ServerError
+    message = f"{status}: {detail or 'no detail'}{_HINTS.get(kind, '')}"
+    return kind(message, status=status, detail=detail, retry_after=retry_after, delivery=delivery)
 
 
 def _detail(body: bytes) -> str:
@@ -521,3 +543,24 @@ def _detail(body: bytes) -> str:
     if isinstance(said, dict) and isinstance(error := said.get("error"), str):
         return snippet(error)
     return snippet(text)
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Return the seconds that a `Retry-After` asks for, from 0 to 3600; None if it is not there or says nothing.
+
+    It is a number of seconds or an HTTP date, and may be anything: a server writes it.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(text)
+        except (ValueError, IndexError, OverflowError):
+            return None
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=timezone.utc)
+        seconds = (date - now).total_seconds()
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)

@@ -44,6 +44,7 @@ __all__ = [
     "Subscription",
     "TextCursor",
     "Wiring",
+    "call",
 ]
 
 T = TypeVar("T")
@@ -97,7 +98,8 @@ class Callbacks:
         )
 
 
-async def _call(callbacks: tuple[Callable[[T], Awaitable[object] | None], ...], value: T) -> None:
+async def call(callbacks: tuple[Callable[[T], Awaitable[object] | None], ...], value: T) -> None:
+    """Call each in order, waiting for those that are asynchronous; what one raises comes out."""
     for callback in callbacks:
         if (waiting := callback(value)) is not None:
             await waiting
@@ -128,8 +130,8 @@ class Wiring(Protocol):
     async def enter(self, stream: ReplyStream) -> None:
         """Wait for the session."""
 
-    async def send(self) -> Source:
-        """Record the question and send it."""
+    async def send(self, stream: ReplyStream) -> Source:
+        """Record the question and send it, telling the stream what becomes of it meanwhile."""
 
     def settle(self, stream: ReplyStream, outcome: Outcome) -> None:
         """Record the end of the turn and free the session. Called once, whatever was reached, and it does not wait."""
@@ -260,9 +262,7 @@ class ReplyStream:
                 await self._wiring.enter(self)
                 if self._outcome is not None:
                     return  # ended from outside in the very moment in which its turn came
-                self._delivery = Delivery.UNKNOWN
-                self._sent_at = self._now()
-                source = await self._wiring.send()
+                source = await self._wiring.send(self)
         except AheadlessError as exc:
             self._end(exc)
         except TimeoutError:
@@ -339,11 +339,11 @@ class ReplyStream:
             await self._publish(event)
         callbacks = self._callbacks
         if type(event) is Token:
-            await _call(callbacks.on_token, event.text)
+            await call(callbacks.on_token, event.text)
         elif type(event) is Start:
-            await _call(callbacks.on_start, event)
+            await call(callbacks.on_start, event)
         elif isinstance(self._outcome, Reply):
-            await _call(callbacks.on_done, self._outcome)
+            await call(callbacks.on_done, self._outcome)
 
     async def _publish(self, event: Event) -> None:
         try:
@@ -357,7 +357,7 @@ class ReplyStream:
         """Return an error that is to be raised, after the callbacks heard of it."""
         if not self._raised:
             self._raised = True
-            await _call(self._callbacks.on_error, error)
+            await call(self._callbacks.on_error, error)
         return error
 
     def _make_reply(self, done: Done) -> Reply:
@@ -395,6 +395,11 @@ class ReplyStream:
         self._end(error)
         if self._scope is not None:
             self._scope.reschedule(0)
+
+    def note_delivery(self, delivery: Delivery) -> None:
+        """Take note of what has become of the message so far, for an end that comes from outside."""
+        self._delivery = delivery
+        self._sent_at = self._now()
 
     def abandon(self) -> None:
         """End the turn because its loop was left; from a finaliser, so on whatever thread and even without a loop."""

@@ -128,6 +128,20 @@ class ConnectError(AheadlessError):
 
     default_delivery = Delivery.NOT_SENT
 
+    permanent: bool
+    """Whether trying again is of no use, as for a certificate that is not valid."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        permanent: bool = False,
+        delivery: Delivery | None = None,
+        session_id: str | None = None,
+    ) -> None:
+        super().__init__(message, delivery=delivery, session_id=session_id)
+        self.permanent = permanent
+
 
 class ConnectionLostError(AheadlessError):
     """The connection ended with no answer or with half of one."""
@@ -161,18 +175,23 @@ class StatusError(AheadlessError):
     detail: str
     """What the server said about it, escaped and cut to 200 characters; may be empty."""
 
+    retry_after: float | None
+    """After how many seconds the server wants to be asked again (0 to 3600); None if it does not say."""
+
     def __init__(
         self,
         message: str = "",
         *,
         status: int = 0,
         detail: str = "",
+        retry_after: float | None = None,
         delivery: Delivery | None = None,
         session_id: str | None = None,
     ) -> None:
         super().__init__(message, delivery=delivery, session_id=session_id)
         self.status = status
         self.detail = detail
+        self.retry_after = retry_after
 
 
 class AuthenticationError(StatusError):
