@@ -115,7 +115,7 @@ class _Core:
     on_retry: tuple[OnRetry, ...]
     on_wait: tuple[OnWait, ...]
     budget: RetryBudget = attrs.field(factory=RetryBudget, init=False)
-    live: set[ReplyStream] = attrs.field(factory=set, init=False)
+    live: set[ReplyStream] = attrs.field(factory=set["ReplyStream"], init=False)
     closed: bool = attrs.field(default=False, init=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False)
     _pid: int | None = attrs.field(default=None, init=False)
@@ -523,13 +523,13 @@ class _Question:
         if not pacer.must_wait(core.rate_limit):
             return await pacer.enter(core.rate_limit)
         now = asyncio.get_running_loop().time()
-        if self.give_up_at is None:
+        if self.give_up_at is None and core.max_wait:
             self.give_up_at = now + core.max_wait
             reason: Literal["rate_limit", "cool_down"] = "rate_limit" if pacer.state().state == "open" else "cool_down"
             logger.info("%s waits for the rate limit, for %.0f s at the most", self.session_id, core.max_wait)
             await call(core.on_wait, Waiting(self.session_id, reason, core.max_wait))
         pause = refusal.retry_after if refusal is not None else None
-        if now + (pause or 0.0) < self.give_up_at:
+        if self.give_up_at is not None and now + (pause or 0.0) < self.give_up_at:
             try:
                 async with asyncio.timeout_at(self.give_up_at):
                     return await pacer.enter(core.rate_limit, again=refusal is not None)

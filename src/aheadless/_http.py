@@ -13,7 +13,7 @@ import math
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -437,7 +437,7 @@ def _request_failure(exc: Exception, evidence: _Evidence, base_url: str) -> Ahea
     """Translate what aiohttp raised before it had an answer."""
     failure: AheadlessError
     match exc:
-        case aiohttp.ClientConnectorError() | aiohttp.ClientConnectorCertificateError():
+        case aiohttp.ClientConnectorError():
             failure = _connect_failure(exc, base_url)
         case aiohttp.ClientHttpProxyError():
             failure = ConnectError(f"the proxy refused to connect ({exc.status})")
@@ -455,21 +455,20 @@ def _request_failure(exc: Exception, evidence: _Evidence, base_url: str) -> Ahea
     return failure
 
 
-def _connect_failure(
-    exc: aiohttp.ClientConnectorError | aiohttp.ClientConnectorCertificateError, base_url: str
-) -> ConnectError:
+def _connect_failure(exc: aiohttp.ClientConnectorError, base_url: str) -> ConnectError:
+    said = snippet(str(exc.os_error))
     match exc:
         case aiohttp.ClientConnectorCertificateError():
             said = snippet(str(exc.certificate_error))
             return ConnectError(f"the certificate of {base_url} is not valid: {said}", permanent=True)
-        case aiohttp.ClientConnectorSSLError() if "WRONG_VERSION_NUMBER" in str(exc):
+        case aiohttp.ClientConnectorSSLError() if "WRONG_VERSION_NUMBER" in said:
             return ConnectError(f"{base_url} does not speak TLS: is it an http:// address?", permanent=True)
         case aiohttp.ClientConnectorSSLError():
-            return ConnectError(f"TLS with {base_url} failed: {snippet(str(exc.os_error))}", permanent=True)
+            return ConnectError(f"TLS with {base_url} failed: {said}", permanent=True)
         case aiohttp.ClientConnectorDNSError():
-            return ConnectError(f"the host of {base_url} is not known: {snippet(str(exc.os_error))}")
+            return ConnectError(f"the host of {base_url} is not known: {said}")
         case _:
-            return ConnectError(f"cannot connect to {base_url}: {snippet(str(exc.os_error))}")
+            return ConnectError(f"cannot connect to {base_url}: {said}")
 
 
 def _body_failure(exc: Exception) -> AheadlessError:
@@ -540,9 +539,8 @@ def _detail(body: bytes) -> str:
         said: object = json.loads(text)
     except (ValueError, RecursionError):
         return snippet(text)
-    if isinstance(said, dict) and isinstance(error := said.get("error"), str):
-        return snippet(error)
-    return snippet(text)
+    error = cast("dict[str, object]", said).get("error") if isinstance(said, dict) else None
+    return snippet(error if isinstance(error, str) else text)
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:

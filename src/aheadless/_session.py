@@ -87,7 +87,7 @@ class Session:
     session_id: str
     history_limit: int
     conversation_id: str | None = None
-    _messages: list[Message] = attrs.field(factory=list, init=False)
+    _messages: list[Message] = attrs.field(factory=list[Message], init=False)
     live: bool = attrs.field(default=False, init=False)
     """Whether a turn has begun and is not settled."""
     handle: object = attrs.field(default=None, init=False, repr=False)

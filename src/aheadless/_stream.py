@@ -132,6 +132,7 @@ class Wiring(Protocol):
 
     async def send(self, stream: ReplyStream) -> Source:
         """Record the question and send it, telling the stream what becomes of it meanwhile."""
+        ...
 
     def settle(self, stream: ReplyStream, outcome: Outcome) -> None:
         """Record the end of the turn and free the session. Called once, whatever was reached, and it does not wait."""

@@ -7,16 +7,17 @@ import os
 import re
 import signal
 import sys
+from functools import partial
 
 import pytest
 
-from aheadless.protocol.events import Failure, Start, Token
+from aheadless.protocol.events import Event, Failure, Start, Token
 from aheadless.testing import CONVERSATION_ID, Script, events, json_answer, stream_answer
 from tests.cli.support import ARROW_UP, CTRL_C, CTRL_D, aheadless, posix_only, running, terminal
 
 pytestmark = posix_only
 
-HEAD = [Start(CONVERSATION_ID), Token("half "), Token("an answer")]
+HEAD: list[Event | bytes] = [Start(CONVERSATION_ID), Token("half "), Token("an answer")]
 STALLED = Script(stream_answer(HEAD, framing="close"), end="stall")
 SILENT = Script(stream_answer([Start(CONVERSATION_ID)], framing="close"), end="stall")
 
@@ -141,13 +142,16 @@ async def test_ctrl_c_many_times_during_a_reply(scripted):
     """An impatient person does not leave by accident."""
     scripted.add(STALLED, STALLED, STALLED)
 
+    def shown(text: str, count: int) -> bool:
+        return screen.text.count(text) == count
+
     async with terminal("chat", "--url", scripted.url) as screen:
         for count in (1, 2, 3):
             await screen.prompt()
             screen.type("Hi\r")
-            await screen.until(lambda count=count: screen.text.count("\nhalf an answer") == count)
+            await screen.until(partial(shown, "\nhalf an answer", count))
             screen.type(CTRL_C)
-            await screen.until(lambda count=count: screen.text.count("[stopped]") == count)
+            await screen.until(partial(shown, "[stopped]", count))
         await screen.prompt()
         screen.type(CTRL_D)
         assert await screen.ended() == 0
@@ -307,9 +311,7 @@ DEMO = (sys.executable, "-W", "error", "-m", "aheadless", "demo")
 
 async def test_demo_once():
     """Three questions and their answers; neither a key nor a server is needed."""
-    variables = {"AHEADLESS_API_KEY": "", "AHEADLESS_BASE_URL": "http://127.0.0.1:1"}
-
-    ended = await aheadless("--once", command=DEMO, **variables)
+    ended = await aheadless("--once", command=DEMO, AHEADLESS_API_KEY="", AHEADLESS_BASE_URL="http://127.0.0.1:1")
 
     assert (ended.code, ended.err) == (0, "")
     assert len(re.findall(r"^you: .*\n\n(?=\S)", ended.out, re.MULTILINE)) == 3

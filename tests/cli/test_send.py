@@ -11,11 +11,11 @@ import sys
 import pytest
 
 from aheadless.protocol.codec import decode_event
-from aheadless.protocol.events import Done, Failure, Start, Token
+from aheadless.protocol.events import Done, Event, Failure, Start, Token
 from aheadless.testing import CONVERSATION_ID, Script, events, json_answer, lines, stream_answer
 from tests.cli.support import AHEADLESS, KEY, aheadless, posix_only, running
 
-HEAD = [Start(CONVERSATION_ID), Token("half "), Token("an answer")]
+HEAD: list[Event | bytes] = [Start(CONVERSATION_ID), Token("half "), Token("an answer")]
 
 
 @pytest.fixture
@@ -23,7 +23,8 @@ def closed_port() -> int:
     """A port where nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+        port: int = sock.getsockname()[1]
+        return port
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
@@ -266,13 +267,23 @@ async def test_refusals(script, code, said, options, scripted):
     """One line, a code for the kind, and nothing on stdout."""
     scripted.add(script)
 
-    ended = await aheadless("send", "Hi", *options, AHEADLESS_BASE_URL=scripted.url)
+    ended = await aheadless("send", "Hi", "--max-wait", "0", *options, AHEADLESS_BASE_URL=scripted.url)
 
     assert (ended.code, ended.out) == (code, "")
     assert said in ended.err
     assert ended.err.startswith("aheadless: ")
     assert ended.err.count("\n") == 1
     assert "\x1b" not in ended.err
+
+
+async def test_too_many_requests_are_waited_out(scripted):
+    """And whoever waits is told so."""
+    scripted.add(Script(json_answer({"error": "Too many requests"}, status=429, headers={"Retry-After": "0.1"})))
+
+    ended = await aheadless("send", "Hi", AHEADLESS_BASE_URL=scripted.url)
+
+    assert (ended.code, ended.out) == (0, "Hello world\n")
+    assert ended.err == "aheadless: too many requests; waiting 75 s at the most\n"
 
 
 @pytest.mark.parametrize(

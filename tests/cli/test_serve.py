@@ -83,7 +83,10 @@ async def test_options_count_before_the_environment(tmp_path):
 
     async with running("serve", *options, AHEADLESS_PORT="0", AHEADLESS_ENGINE="echo") as process:
         url = await address(process)
-        codes = [(await aheadless("send", "Hi", "--url", url, AHEADLESS_API_KEY=key)).code for _ in range(3)]
+        codes = [
+            (await aheadless("send", "Hi", "--max-wait", "0", "--url", url, AHEADLESS_API_KEY=key)).code
+            for _ in range(3)
+        ]
         async with ChatClient(url, api_key=key, admin_key=admin_key) as client:
             conversations = await client.admin.conversations()
         process.process.send_signal(signal.SIGTERM)
@@ -173,7 +176,8 @@ async def test_a_second_signal_does_not_wait(tmp_path):
             ended = await server.ended()
             answered = await client.ended()
 
-    assert (ended.code, ended.err) == (130, "")
+    assert (ended.code, ended.err.count("\n")) == (130, 1)
+    assert "ended by SIGINT" in ended.err
     assert answered.code == 8
 
 

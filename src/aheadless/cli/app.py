@@ -60,9 +60,13 @@ class Connection:
     allow_insecure_http: bool = False
     "Let the key go over http:// to a public host."
 
+    max_wait: float | None = None
+    "Seconds to wait at the most while the server says that there are too many requests; 75 if left out, 0: not at all."
+
     def client(self) -> ChatClient:
         """Return a client for these options."""
         from aheadless import ChatClient, Timeouts  # noqa: PLC0415
+        from aheadless._client import MAX_WAIT  # noqa: PLC0415
 
         if self.url is None and not os.environ.get("AHEADLESS_BASE_URL"):
             raise ConfigurationError("which server? Pass --url or set AHEADLESS_BASE_URL")
@@ -71,6 +75,10 @@ class Connection:
             self.url,
             api_key=_read_key(self.api_key_file, "--api-key-file"),
             timeouts=None if seconds is None else Timeouts(first_token=seconds, idle=seconds, send=seconds),
+            max_wait=MAX_WAIT if self.max_wait is None else self.max_wait,
+            on_wait=lambda waiting: complain(
+                f"aheadless: too many requests; waiting {waiting.longest:.0f} s at the most"
+            ),
             legacy_auth=self.legacy_auth,
             allow_insecure_http=self.allow_insecure_http,
         )

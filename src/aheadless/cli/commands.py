@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 import socket
@@ -160,6 +161,8 @@ async def _ask_all() -> int:
 
 @asynccontextmanager
 async def _demo_client() -> AsyncGenerator[ChatClient]:
+    # Its log is for who runs a server; here it would tell a person of the reply that they stopped themselves.
+    logging.getLogger("aheadless.server").setLevel(logging.CRITICAL)
     settings = ServerSettings(port=0, rate_limit=None, answers_delay=DEMO_DELAY, shutdown_timeout=1.0)
     async with run_server(settings) as server, ChatClient(server.url, api_key=server.api_key) as client:
         yield client

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from aheadless.cli.output import visible
@@ -46,18 +46,15 @@ def signals(handle: Callable[[int], None]) -> Generator[None]:
 
 @contextmanager
 def on_first_signal(act: Callable[[int], None]) -> Generator[None]:
-    """Have the running event loop call `act` at the first SIGINT or SIGTERM; at a second one the program ends."""
+    """Have the running loop call `act` at the first SIGINT or SIGTERM; a second one is for who listened before."""
     loop = asyncio.get_running_loop()
-    received = False
+    with ExitStack() as listening:
 
-    def handle(number: int) -> None:
-        nonlocal received
-        if received:
-            raise SystemExit(128 + number)
-        received = True
-        loop.call_soon_threadsafe(act, number)
+        def handle(number: int) -> None:
+            listening.close()
+            loop.call_soon_threadsafe(act, number)
 
-    with signals(handle):
+        listening.enter_context(signals(handle))
         yield
 
 

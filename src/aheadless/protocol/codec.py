@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never, cast
 
 import attrs
 import msgspec
@@ -173,8 +173,9 @@ def parse_request(payload: object) -> ChatRequest:
     """
     if not isinstance(payload, dict):
         raise InvalidRequestError("the body is not a JSON object")
-    session_id = validate_session_id(payload.get("sessionId"))
-    message = payload.get("message")
+    fields = cast("Mapping[str, object]", payload)
+    session_id = validate_session_id(fields.get("sessionId"))
+    message = fields.get("message")
     if isinstance(message, str):
         # A browser may cut an emoji in half; the server takes that, and what is stored has to be encodable.
         message = join_surrogates(message)

@@ -26,7 +26,7 @@ from aheadless.server.answers import (
     json_answer,
     json_bytes,
 )
-from aheadless.server.body import read_body
+from aheadless.server.body import discard_body, read_body
 from aheadless.server.checks import forwarded_address, has_key
 from aheadless.server.limiter import WindowLimiter
 from aheadless.server.openapi import openapi_document
@@ -78,6 +78,8 @@ class API:
         self._limiter = None if settings.rate_limit is None else WindowLimiter(settings.rate_limit)
         self._storage: Storage
         self._replies: Replies
+        self.busy: set[web.RequestHandler] = set()
+        """The connections on which a request is being answered that was read whole."""
         self._routes: dict[tuple[str, str], Handler] = {
             ("POST", "/v1/chat"): self._chat,
             ("POST", "/v1/chat/stream"): self._stream,
@@ -123,15 +125,20 @@ class API:
             logger.warning("the store failed: %s", exc)
         except Exception:
             logger.exception("a request failed")
+        finally:
+            self.busy.discard(request.protocol)
         return json_answer({"error": INTERNAL_ERROR}, 500)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and origin not in self._settings.cors_origins:
+            await discard_body(request)
             raise Refusal(error_page(500))
         if request.method == hdrs.METH_OPTIONS:
+            await discard_body(request)
             return web.Response(status=204, headers=CORS_ANSWER)
         payload = await read_body(request, inflated=self._inflated)
+        self.busy.add(request.protocol)
         return await self._handler(request)(request, payload)
 
     def _handler(self, request: web.Request) -> Handler:

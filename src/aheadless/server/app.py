@@ -33,12 +33,10 @@ def create_app(settings: ServerSettings) -> web.Application:
     The database is opened when the application starts. Give aiohttp `keepalive_timeout=6`, which is what the API
     announces. Raises ConfigurationError for an engine that cannot work.
     """
-    return _create_app(settings, inflated=True)
+    return _create_app(API(settings, make_engine(settings), inflated=True))
 
 
-def _create_app(settings: ServerSettings, *, inflated: bool) -> web.Application:
-    api = API(settings, make_engine(settings), inflated=inflated)
-
+def _create_app(api: API) -> web.Application:
     # Not routes: the API matches paths in its own way, and what matches none gets an answer of ours, too.
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:  # noqa: ARG001 - given by name
@@ -79,14 +77,27 @@ async def run_server(settings: ServerSettings) -> AsyncGenerator[RunningServer, 
     """
     # A client may reuse a connection up to the announced 5 s; the sixth second spares it a race (protocol.md §3.9).
     # We inflate bodies ourselves: aiohttp refuses a coding it does not know before we could answer, and makes all of
-    # what a bomb holds.
+    # what a bomb holds. We also read them to their end ourselves: aiohttp's own lingering goes on, for 10 s, although
+    # the client has gone and the server has ended.
+    api = API(settings, make_engine(settings), inflated=False)
+    app = _create_app(api)
     runner = web.AppRunner(
-        _create_app(settings, inflated=False),
+        app,
         access_log=None,
         auto_decompress=False,
         keepalive_timeout=KEEP_ALIVE_SECONDS + 1,
+        lingering_time=0,
         shutdown_timeout=LAST_WORDS,
     )
+
+    # aiohttp now reads no more from any connection, and leaves them open until all replies have ended: a request that
+    # is sent on one, or is still being sent, would wait that long, for nothing.
+    async def close_idle_connections(_app: web.Application) -> None:
+        for connection in runner.server.connections if runner.server is not None else ():
+            if connection not in api.busy:
+                connection.force_close()
+
+    app.on_shutdown.insert(0, close_idle_connections)
     try:
         await runner.setup()
         await web.TCPSite(runner, settings.host, settings.port).start()

@@ -6,16 +6,20 @@ import asyncio
 import json
 import re
 import zlib
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from aiohttp.web import RequestPayloadError
 
 from aheadless.server.answers import Refusal, error_page
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from aiohttp import web
 
-__all__ = ["MAX_BODY", "Inflater", "parse_body", "read_body"]
+__all__ = ["MAX_BODY", "Inflater", "discard_body", "parse_body", "read_body"]
+
+T = TypeVar("T")
 
 MAX_BODY: Final = 2_097_152  # bytes, protocol.md §1
 
@@ -36,11 +40,19 @@ async def read_body(request: web.Request, *, inflated: bool) -> object:
     `inflated` says that aiohttp has undone the content coding already. A refused body of a sane size was read to its
     end, so the connection stays usable.
     """
-    if not request.can_read_body:
-        return {}
+    return await _bounded(_read_body(request, inflated=inflated)) if request.can_read_body else {}
+
+
+async def discard_body(request: web.Request) -> None:
+    """Take in a body that nobody wants, so that the connection stays usable. Raises Refusal: 400 or 408."""
+    if request.can_read_body:
+        await _bounded(_drain(request))
+
+
+async def _bounded(reading: Awaitable[T]) -> T:
     try:
         async with asyncio.timeout(UPLOAD_TIMEOUT):
-            return await _read_body(request, inflated=inflated)
+            return await reading
     except TimeoutError:
         raise Refusal(error_page(408)) from None
     except RequestPayloadError:
@@ -92,25 +104,30 @@ class Inflater:
         self.data = bytearray()
         """What came out so far; one byte over the limit tells that there is more."""
         self._limit = limit
-        self._bits = _WINDOW_BITS[coding]
-        self._decoder = zlib.decompressobj(self._bits)
+        self._coding = coding
+        self._decoder = zlib.decompressobj(_WINDOW_BITS[coding])
+        self._held = b""
         self._ended = False
 
     def receive_data(self, chunk: bytes) -> None:
         """Take the next compressed bytes; those after the end of the data are passed over, as zlib's own tools do."""
+        chunk = self._held + chunk
+        self._held = b""
         while chunk and not self._ended and len(self.data) <= self._limit:
+            if self._decoder.eof:
+                # gzip may go on with another member; one byte does not yet tell.
+                if len(chunk) < len(_GZIP_MAGIC):
+                    self._held = chunk
+                    return
+                self._ended = self._coding != "gzip" or not chunk.startswith(_GZIP_MAGIC)
+                self._decoder = self._decoder if self._ended else zlib.decompressobj(_WINDOW_BITS[self._coding])
+                continue
             try:
                 # One byte more than there is room for, so the room is never 0, which would mean no limit.
                 self.data += self._decoder.decompress(chunk, self._limit + 1 - len(self.data))
             except zlib.error as exc:
                 raise ValueError(str(exc)) from None
-            if not self._decoder.eof:
-                return
-            # gzip may go on with another member.
             chunk = self._decoder.unused_data
-            self._ended = not chunk.startswith(_GZIP_MAGIC) or self._bits == zlib.MAX_WBITS
-            if not self._ended:
-                self._decoder = zlib.decompressobj(self._bits)
 
     def receive_eof(self) -> None:
         """Take the end of the compressed bytes."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from aheadless.exceptions import StatusError
+from aheadless.exceptions import StatusError, StoreError
 from aheadless.protocol.codec import FALLBACK_REPLY, join_surrogates, trim
 from aheadless.protocol.events import Done, Failure, Start, Token
 from aheadless.server.answers import INTERNAL_ERROR
@@ -131,6 +131,8 @@ class Replies:
         tokens = self._engine.reply(history)
         try:
             async for text in tokens:
+                if not isinstance(text, str):
+                    raise TypeError(f"an engine gives texts, not {type(text).__name__}")
                 if not text:
                     continue
                 size += len(text)
@@ -146,5 +148,10 @@ class Replies:
 
 
 def _describe(error: Exception) -> str:
-    status = f" with status {error.status}" if isinstance(error, StatusError) else ""
-    return f"{type(error).__name__}{status}"
+    match error:
+        case StoreError():
+            return str(error)  # the database's own words
+        case StatusError():
+            return f"{type(error).__name__} with status {error.status}"
+        case _:
+            return type(error).__name__

@@ -57,7 +57,7 @@ Begin: TypeAlias = Literal["BEGIN", "BEGIN IMMEDIATE"]
 class Storage:
     """Open with :meth:`open`, end with :meth:`aclose`. Every failure of the database is a StoreError.
 
-    Each call is one transaction. A call that is cancelled is still carried out: the worker finishes what it has begun.
+    Each call is one transaction. A call that is cancelled is still carried out if the worker has begun it.
     """
 
     def __init__(self, connection: sqlite3.Connection, worker: ThreadPoolExecutor) -> None:

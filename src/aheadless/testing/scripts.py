@@ -49,7 +49,7 @@ class Script:
     pieces: int | tuple[int, ...] | None = attrs.field(default=None, kw_only=True)
     """Into how many bytes a piece the data is cut, each piece its own packet; of several sizes the last repeats."""
 
-    gates: Mapping[int, asyncio.Event] = attrs.field(factory=dict, kw_only=True)
+    gates: Mapping[int, asyncio.Event] = attrs.field(factory=dict[int, "asyncio.Event"], kw_only=True)
     """At an offset of the data: wait for the event before sending on."""
 
     drip: bytes = attrs.field(default=b"", kw_only=True)

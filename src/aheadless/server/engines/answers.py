@@ -166,15 +166,24 @@ def _read_files(folder: Path, files: Iterable[Path]) -> Iterator[tuple[str, str]
 
 def split_passages(file: str, text: str) -> Iterator[Passage]:
     """Return what stands below each heading; headings in code are no headings, and passages have a size."""
-    heading, lines, fenced = file, list[str](), False
-    for line in [*text.split("\n"), "# "]:
-        fenced ^= line.lstrip().startswith(("```", "~~~"))
-        if fenced or not re.match(r"#{1,6}\s", line):
+    heading, lines, fence = file, list[str](), ""
+    for line in text.split("\n"):
+        if found := re.match(r"\s*(`{3,}|~{3,})", line):
+            if not fence:
+                fence = found[1]
+            elif found[1].startswith(fence):
+                fence = ""
+        if fence or not re.match(r"#{1,6}\s", line):
             lines.append(line)
             continue
-        if body := "\n".join(lines).strip():
-            yield Passage(file, heading, _shorten(body))
+        yield from _passage(file, heading, lines)
         heading, lines = line.strip().strip("#").strip(), []
+    yield from _passage(file, heading, lines)
+
+
+def _passage(file: str, heading: str, lines: Iterable[str]) -> Iterator[Passage]:
+    if body := "\n".join(lines).strip():
+        yield Passage(file, heading, _shorten(body))
 
 
 def _shorten(body: str) -> str:

@@ -117,9 +117,9 @@ def _part(line: bytes) -> _Part:
     Raises AheadlessError for an error of the model, ProtocolError for what is no JSON object.
     """
     field, _, value = line.strip().partition(b":")
-    if field != b"data":
-        return _Part()
     value = value.strip()
+    if field != b"data" or not value:
+        return _Part()
     if value == b"[DONE]":
         return _Part(finished=True)
     event = parse_object(value)
