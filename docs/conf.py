@@ -21,5 +21,8 @@ python_maximum_signature_line_length = 88
 # Docstrings quote words of the protocol and of Python alike.
 default_role = "code"
 
+# `Message` is a name of `aheadless` and of `aheadless.admin`; annotations say it without the module.
+suppress_warnings = ["ref.python"]
+
 html_theme = "furo"
 html_title = f"aheadless {release}"
