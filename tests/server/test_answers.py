@@ -52,6 +52,19 @@ async def test_its_own_documentation(question: str) -> None:
     assert ".md)\n\n" in await ask_once(None, question)
 
 
+async def test_a_heading_that_asks_the_same_comes_first(tmp_path: Path) -> None:
+    """However often another passage has the words; one that asks for more, or for nothing, has no such right."""
+    (tmp_path / "a.md").write_text(
+        "# Session session\n\n" + "session " * 50 + "\n# What is it?\n\na session"
+        "\n# What is a session of yours and mine alone?\n\nsession\n# What is a session?\n\nOne conversation.",
+        "utf-8",
+    )
+
+    found = await ask_once(tmp_path, "What is a session, please?")
+
+    assert found.startswith("**What is a session?** (a.md)\n\nOne conversation.\n\n**Session session** (a.md)")
+
+
 async def test_the_readme_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stands beside the folder in a source tree; a folder of one's own stands for itself."""
     (tmp_path / "docs").mkdir()

@@ -33,7 +33,7 @@ Form: TypeAlias = Literal["text", "raw", "json", "ndjson"]
 
 QUESTIONS: Final = (
     "What is aheadless?",
-    "How do I stop a reply while it is streaming?",
+    "How do I stop a reply?",
     "What happens when a stream breaks off in the middle?",
 )
 

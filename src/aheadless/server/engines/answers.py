@@ -31,6 +31,8 @@ MAX_SIZE: Final = 32 * 1024 * 1024
 
 # What a reader takes in at once.
 PASSAGES: Final = 2
+# Those are chosen from so many, which is all that a folder of documentation has on a word.
+CANDIDATES: Final = 200
 MAX_PASSAGE: Final = 1500
 
 # A question has a few words that matter; the rest only costs time.
@@ -111,9 +113,19 @@ class AnswersEngine:
             "SELECT file, heading, body FROM passages WHERE passages MATCH ?"
             " ORDER BY bm25(passages, 0.5, 6.0, 1.0) LIMIT ?",
             # Quoted, so that no word is taken for an operator of the query language.
-            (" OR ".join(f'"{term}"' for term in terms), PASSAGES),
+            (" OR ".join(f'"{term}"' for term in terms), CANDIDATES),
         ).fetchall()
-        return [Passage(*row) for row in rows]
+        # The search counts words. Who asks what a session is wants the passage of that name first.
+        asked = set(re.findall(r"\w+", question.lower()))
+        found = sorted((Passage(*row) for row in rows), key=lambda passage: _echo(passage.heading, asked), reverse=True)
+        return found[:PASSAGES]
+
+
+def _echo(heading: str, asked: set[str]) -> int:
+    """Return how many words of the question a heading repeats, if it speaks of nothing else; 0 otherwise."""
+    words = set(re.findall(r"\w+", heading.lower()))
+    subjects = words - _STOP_WORDS
+    return len(words & asked) if subjects and subjects <= asked else 0
 
 
 def default_folder() -> Path:
