@@ -282,7 +282,7 @@ def test_the_state_table():
 
 def test_the_error_tree():
     """Each class stands below its parent, and none is missing."""
-    tree = section(MAP, "Which errors are there?").split("```")[1]
+    tree = section(MAP, "How are the errors arranged?").split("```")[1]
     parents: list[type] = []
     listed = []
     for line in tree.strip().splitlines():
