@@ -19,6 +19,7 @@ from aheadless import (
     RateLimit,
     RateLimitError,
     StreamStoppedError,
+    UsageError,
     Waiting,
 )
 from aheadless._pacing import LONGEST_COOL_DOWN, MAX_WAITING, Pacer, Pass, pacer_for
@@ -382,6 +383,12 @@ async def test_leaving_the_wait(
     if isinstance(error, AheadlessError):
         assert error.delivery is Delivery.REJECTED
     assert isinstance(error, StreamStoppedError) is (how == "stop")
+
+
+def test_pace_without_an_event_loop() -> None:
+    """There is none; that is said in the library's own words."""
+    with pytest.raises(UsageError, match="no event loop"):
+        _ = ChatClient("http://127.0.0.1").pacing
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,18 @@ async def test_503_with_retry_after(scripted: ScriptedServer, make_client: MakeC
     assert len(scripted.requests) == 3
 
 
+async def test_503_that_asks_for_too_much(scripted: ScriptedServer, make_client: MakeClient) -> None:
+    """A pause longer than `max_wait` is not waited out: who asked is told at once."""
+    scripted.add(Script(json_answer({"error": "busy"}, status=503, headers={"Retry-After": "3"})))
+    client = make_client(scripted.url, retry=FAST, max_wait=2)
+
+    with pytest.raises(ServerError) as caught:
+        await client.chat("s").stream("Hi")
+
+    assert (caught.value.retry_after, caught.value.delivery) == (3.0, Delivery.REJECTED)
+    assert len(scripted.requests) == 1
+
+
 @pytest.mark.parametrize(
     "script",
     [

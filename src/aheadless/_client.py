@@ -127,7 +127,10 @@ class _Core:
     def bind(self) -> None:
         """Raise unless this is the client's own loop and process; the first use makes them its own."""
         self.check_open()
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise UsageError("no event loop is running") from None
         if self._loop is None:
             self._loop, self._pid = loop, os.getpid()
         if self._pid != os.getpid():
@@ -156,7 +159,7 @@ class ChatClient:
     - `retry`: when a message is sent again; by default up to twice, and only if it cannot have been stored.
     - `rate_limit`: how many requests the server takes from this address, to stay below it from the beginning.
     - `max_wait`: how many seconds a turn waits at the most for a rate limit, its own or the server's 429, before it
-      gives up with a RateLimitError; 0: it does not wait.
+      gives up with a RateLimitError; 0: it does not wait. A 503 that asks for a longer pause is not waited out either.
     - `max_connections`: how many streams can be open at once; further ones wait for `timeouts.connect`.
     - `on_busy`: what a new turn does when its session has a live one: "queue" (wait, in order), "reject" (raise
       SessionBusyError) or "interrupt" (stop the live one).
@@ -479,13 +482,14 @@ class _Question:
             try:
                 source = await self._send_paced(stream)
             except AheadlessError as exc:
-                if not core.retry.allows(exc, attempt) or not core.budget.spend():
+                asked = (exc.retry_after or 0.0) if isinstance(exc, StatusError) else 0.0
+                if asked > core.max_wait or not core.retry.allows(exc, attempt) or not core.budget.spend():
                     raise
                 error = exc
             else:
                 core.budget.earn()
                 return source
-            delay = max(core.retry.pause(attempt, random.random), getattr(error, "retry_after", None) or 0.0)
+            delay = max(core.retry.pause(attempt, random.random), asked)
             stream.note_delivery(error.delivery)
             logger.info("attempt %d for %s failed (%s), next in %.1f s", attempt, self.session_id, error, delay)
             await call(core.on_retry, Retrying(self.session_id, attempt, delay, error))

@@ -81,7 +81,14 @@ async def test_options_count_before_the_environment(tmp_path):
         *("--cors-origin", "https://a.example", "--cors-origin", "https://b.example", "--production"),
     )
 
-    async with running("serve", *options, AHEADLESS_PORT="0", AHEADLESS_ENGINE="echo") as process:
+    async with running(
+        "serve",
+        *options,
+        AHEADLESS_PORT="0",
+        AHEADLESS_MAX_REPLIES="5",
+        AHEADLESS_ENGINE="echo",
+        AHEADLESS_DATABASE="/dev/null/no.db",
+    ) as process:
         url = await address(process)
         codes = [
             (await aheadless("send", "Hi", "--max-wait", "0", "--url", url, AHEADLESS_API_KEY=key)).code
@@ -122,7 +129,7 @@ async def test_the_address_is_taken():
         (["--engine", "openai"], {}, 2, "model"),
         (["--cors-origin", "example.org"], {}, 2, "is no origin"),
         ([], {"AHEADLESS_API_KEY": "short"}, 2, "at least 24 characters"),
-        ([], {"AHEADLESS_PORT": "many"}, 2, "AHEADLESS_PORT"),
+        ([], {"AHEADLESS_MAX_REPLIES": "many"}, 2, "AHEADLESS_MAX_REPLIES"),
         (["--database", "/dev/null/chat.db"], {}, 7, "database"),
     ],
 )
@@ -188,3 +195,11 @@ async def test_nobody_reads_the_introduction():
         ended = await process.ended()
 
     assert (ended.code, ended.err) == (141, "")
+
+
+async def test_an_option_makes_up_for_a_broken_variable():
+    """What the environment says of the same setting is not even looked at."""
+    async with running(*SERVE, AHEADLESS_PORT="many") as process:
+        assert await address(process)
+        process.process.send_signal(signal.SIGTERM)
+        assert (await process.ended()).code == 0

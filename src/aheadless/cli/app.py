@@ -284,5 +284,5 @@ def serve(
         if not re.fullmatch(r"off|[1-9]\d{0,8}(/[1-9]\d{0,8})?", rate_limit):
             raise ConfigurationError("--rate-limit must be as in 30/60, which is 30 requests in 60 seconds, or off")
         environment["AHEADLESS_RATE_LIMIT"] = rate_limit
-    settings = settings_from_env(environment) | {name: value for name, value in given.items() if value is not None}
-    return commands.serve(ServerSettings(**settings))
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return commands.serve(ServerSettings(**settings_from_env(environment, without=chosen), **chosen))

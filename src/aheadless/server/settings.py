@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
@@ -14,14 +16,12 @@ from aheadless.exceptions import ConfigurationError, snippet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
 
     from aheadless.server.engines import ReplyEngine
 
 __all__ = ["SYSTEM_PROMPT", "ServerSettings", "settings_from_env"]
 
 MIN_KEY_LENGTH: Final = 24  # protocol.md §1
-MIN_KEY_VARIETY: Final = 8  # different characters; a key made by hand out of fewer is a pattern
 MAX_PORT: Final = 65535
 SYSTEM_PROMPT: Final = "You are a helpful assistant. Answer briefly and honestly."
 DEFAULT_RATE_LIMIT: Final = RateLimit(30, per=60)  # protocol.md §2
@@ -31,14 +31,10 @@ Attribute = attrs.Attribute  # shorter, for the many validators
 
 
 def parse_server_key(value: object, name: str) -> Secret:
-    """Return a key that is long and varied enough; ConfigurationError, which does not show it, otherwise."""
+    """Return a key that is long enough; ConfigurationError, which does not show it, otherwise."""
     key = parse_key(value, name)
-    text = key.reveal()
-    if len(text) < MIN_KEY_LENGTH:
+    if len(key.reveal()) < MIN_KEY_LENGTH:
         raise ConfigurationError(f"{name} is weak: it needs at least {MIN_KEY_LENGTH} characters")
-    # A text stands in its own double, between the two, exactly when it is a shorter one repeated.
-    if len(set(text)) < MIN_KEY_VARIETY or text in (text + text)[1:-1]:
-        raise ConfigurationError(f"{name} is weak: it repeats itself")
     return key
 
 
@@ -77,7 +73,16 @@ def _from(least: int) -> Callable[[object, Attribute[Any], object], None]:
     return check
 
 
-def _not_empty(_instance: object, attribute: Attribute[Any], value: object) -> None:
+def _is(*kinds: type) -> Callable[[object, Attribute[Any], object], None]:
+    def check(_instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, kinds):
+            raise ConfigurationError(f"{attribute.name} cannot be {snippet(repr(value), 40)}")
+
+    return check
+
+
+def _is_file(instance: object, attribute: Attribute[Any], value: object) -> None:
+    _is(str, Path)(instance, attribute, value)
     if not value:
         raise ConfigurationError(f"{attribute.name} is empty")
 
@@ -128,7 +133,7 @@ class ServerSettings:
     """Without one the admin routes answer 503."""
     engine: str | ReplyEngine = attrs.field(default="answers", validator=_is_engine)
     """"answers", "openai", "echo", or an object with a `reply` method. It is closed with the server, if it can be."""
-    database: str | Path = attrs.field(default=":memory:", validator=_not_empty)
+    database: str | Path = attrs.field(default=":memory:", validator=_is_file)
     """The SQLite file that keeps the conversations; by default they end with the server."""
     rate_limit: RateLimit | None = attrs.field(default=DEFAULT_RATE_LIMIT, validator=_is_rate_limit)
     """For each client address; None: off."""
@@ -136,7 +141,7 @@ class ServerSettings:
     """How many proxies of yours stand in front: that many entries of `X-Forwarded-For` are believed, from the right."""
     cors_origins: tuple[str, ...] = attrs.field(default=(), converter=_origin_tuple, validator=_are_origins)
     """The origins whose pages may call the API; a request with another `Origin` is refused."""
-    production: bool = False
+    production: bool = attrs.field(default=False, validator=_is(bool))
     """Add HSTS to every answer, and leave the details out of a refusal."""
     max_replies: int = attrs.field(default=1000, validator=_from(1))
     """How many replies may be written at once; a request beyond them gets a 503."""
@@ -144,16 +149,16 @@ class ServerSettings:
     """Seconds after which a reply that is not finished fails."""
     shutdown_timeout: float = attrs.field(default=10.0, validator=_seconds)
     """Seconds that running replies get to finish when the server stops."""
-    answers_folder: str | Path | None = None
+    answers_folder: str | Path | None = attrs.field(default=None, validator=_is(str, Path, NoneType))
     """The Markdown that the "answers" engine answers from; None: the documentation of aheadless."""
     answers_delay: float = attrs.field(default=0.0, validator=_seconds_or_none_at_all)
     """Seconds between two words of the "answers" engine."""
-    openai_base_url: str | None = None
+    openai_base_url: str | None = attrs.field(default=None, validator=_is(str, NoneType))
     """Of an OpenAI-compatible API, as in "http://127.0.0.1:11434/v1"; None: OpenAI's own."""
     openai_api_key: Secret | None = attrs.field(default=None, converter=_openai_key)
-    openai_model: str | None = None
+    openai_model: str | None = attrs.field(default=None, validator=_is(str, NoneType))
     """Needed by the "openai" engine."""
-    system_prompt: str = SYSTEM_PROMPT
+    system_prompt: str = attrs.field(default=SYSTEM_PROMPT, validator=_is(str))
     """What the "openai" engine tells the model first."""
     key_was_made: bool = attrs.field(default=False, init=False)
     """Whether :attr:`api_key` was made here."""
