@@ -222,7 +222,7 @@ class ChatClient:
             callbacks=Callbacks.of(on_start, on_token, on_done, on_error),
             retry=_checked(retry, Retry, "retry") or Retry(),
             rate_limit=_checked(rate_limit, RateLimit, "rate_limit"),
-            max_wait=0.0 if max_wait == 0 else parse_seconds(max_wait, "max_wait"),
+            max_wait=parse_seconds(max_wait, "max_wait", zero=True),
             on_retry=_checked_callback(on_retry, "on_retry"),
             on_wait=_checked_callback(on_wait, "on_wait"),
         )
