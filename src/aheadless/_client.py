@@ -127,13 +127,23 @@ class _Core:
     def bind(self) -> None:
         """Raise unless this is the client's own loop and process; the first use makes them its own."""
         self.check_open()
-        loop = asyncio.get_running_loop()
         if self._loop is None:
-            self._loop, self._pid = loop, os.getpid()
+            self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self.check_place()
+
+    def check_place(self) -> None:
+        """Raise in a process or on an event loop that is not the client's own, unless it has none yet."""
+        if self._loop is None:
+            return
         if self._pid != os.getpid():
             raise UsageError("this client was used before the process forked; make a new one in each process")
-        if self._loop is not loop:
+        if self._loop is not asyncio.get_running_loop():
             raise UsageError("this client belongs to another event loop; make one for each loop")
+
+    def check_may_close(self) -> None:
+        """Raise where closing would tear at connections of a loop or a process that is still using them."""
+        if self._loop is None or self._pid != os.getpid() or not self._loop.is_closed():
+            self.check_place()
 
     def pacer(self) -> Pacer:
         """Return the pacer that all clients of this origin share."""
@@ -298,8 +308,10 @@ class ChatClient:
     async def aclose(self) -> None:
         """End all live turns, whose readers get a ClientClosedError, and close the connections. May be called again.
 
-        Does not wait for readers. If cancelled, the client is closed all the same.
+        Does not wait for readers. If cancelled, the client is closed all the same. Raises UsageError on another event
+        loop, unless the client's own is closed, and in a process that was forked off.
         """
+        self._core.check_may_close()
         self._core.closed = True
         for stream in tuple(self._core.live):
             stream.fail(ClientClosedError("the client was closed"))

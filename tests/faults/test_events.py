@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -31,6 +29,7 @@ from aheadless.protocol.ndjson import MAX_LINE
 from aheadless.protocol.turn import MAX_STREAM
 from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, chunked, events, head, stream_answer
 from tests.conftest import MakeClient
+from tests.faults.support import NARROW, Flood, narrow_client
 
 START = Start(CONVERSATION_ID)
 # What a good stream begins with; what is wrong comes after it, on line 3.
@@ -186,49 +185,6 @@ async def test_last_line_cut(
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
-class Flood:
-    """A server that begins an answer and then says the same for ever, as long as the client takes it."""
-
-    def __init__(self, piece: bytes) -> None:
-        self.piece = piece
-        self.sent = 0
-        """How many bytes of the flood have left, those in the kernel's buffers among them."""
-        self.left = asyncio.Event()
-        """Set when the client has closed the connection."""
-        self.url = ""
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(stream_answer(HEAD, framing="close"))
-            while True:
-                writer.write(self.piece)
-                await writer.drain()
-                self.sent += len(self.piece)
-        except OSError:
-            self.left.set()
-        finally:
-            writer.close()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Flood]:
-        """Serve on loopback as long as the block lasts."""
-        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        try:
-            yield self
-        finally:
-            server.close()
-
-
-def _kernel() -> int:
-    """Return how many bytes of a connection the kernel holds on both sides, at the most."""
-    limits = [Path("/proc/sys/net/ipv4/tcp_wmem"), Path("/proc/sys/net/ipv4/tcp_rmem")]
-    if all(limit.exists() for limit in limits):
-        return sum(int(limit.read_text().split()[-1]) for limit in limits)
-    return 16 * 1024 * 1024
-
-
 @pytest.mark.parametrize(
     ("piece", "bound", "message"),
     [
@@ -238,10 +194,10 @@ def _kernel() -> int:
     ],
     ids=["line", "stream", "blank lines"],
 )
-async def test_flood(make_client: MakeClient, piece: bytes, bound: int, message: str) -> None:
+async def test_flood(piece: bytes, bound: int, message: str) -> None:
     """An endless line and an endless stream end at their bounds: no more is read, and no more than a line is held."""
-    async with Flood(piece).running() as flood:
-        chat = make_client(flood.url).chat("s")
+    async with Flood(piece, begin=HEAD).running() as flood, narrow_client(flood.url) as client:
+        chat = client.chat("s")
         tracemalloc.start()
         try:
             with pytest.raises(ProtocolError) as caught:
@@ -254,7 +210,8 @@ async def test_flood(make_client: MakeClient, piece: bytes, bound: int, message:
     assert message in str(caught.value)
     assert (caught.value.partial, caught.value.delivery) == ("Hel", Delivery.ACCEPTED)
     assert not chat.busy
-    assert flood.sent < bound + _kernel()
+    assert bound <= flood.sent + NARROW
+    assert flood.sent <= bound + NARROW
     # A line in pieces, and once more while they are joined: two of the longest lines, and room for all else.
     assert peak < 3 * MAX_LINE
 
