@@ -221,10 +221,13 @@ async def test_another_event_loop(scripted: ScriptedServer, client: ChatClient) 
 async def test_after_a_fork(scripted: ScriptedServer, client: ChatClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client belongs to the process that used it first."""
     await client.chat("s").stream("Hi")
-    monkeypatch.setattr(os, "getpid", lambda: -1)
 
-    with pytest.raises(UsageError, match="forked"):
-        await client.chat("s").stream("Hi")
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(UsageError, match="forked"):
+            await client.chat("s").stream("Hi")
+        with pytest.raises(UsageError, match="forked"):
+            await client.aclose()
 
 
 @pytest.mark.parametrize(

@@ -127,16 +127,31 @@ class _Core:
     def bind(self) -> None:
         """Raise unless this is the client's own loop and process; the first use makes them its own."""
         self.check_open()
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise UsageError("no event loop is running") from None
         if self._loop is None:
-            self._loop, self._pid = loop, os.getpid()
+            self._loop, self._pid = _running_loop(), os.getpid()
+        self.check_place()
+
+    def check_place(self) -> None:
+        """Raise in a process or on an event loop that is not the client's own, unless it has none yet."""
+        if self._loop is None:
+            return
+        if self._loop is None:
+            self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self.check_place()
+
+    def check_place(self) -> None:
+        """Raise in a process or on an event loop that is not the client's own, unless it has none yet."""
+        if self._loop is None:
+            return
         if self._pid != os.getpid():
             raise UsageError("this client was used before the process forked; make a new one in each process")
-        if self._loop is not loop:
+        if self._loop is not _running_loop():
             raise UsageError("this client belongs to another event loop; make one for each loop")
+
+    def check_may_close(self) -> None:
+        """Raise where closing would tear at connections of a loop or a process that is still using them."""
+        if self._loop is None or self._pid != os.getpid() or not self._loop.is_closed():
+            self.check_place()
 
     def pacer(self) -> Pacer:
         """Return the pacer that all clients of this origin share."""
@@ -225,7 +240,7 @@ class ChatClient:
             callbacks=Callbacks.of(on_start, on_token, on_done, on_error),
             retry=_checked(retry, Retry, "retry") or Retry(),
             rate_limit=_checked(rate_limit, RateLimit, "rate_limit"),
-            max_wait=0.0 if max_wait == 0 else parse_seconds(max_wait, "max_wait"),
+            max_wait=parse_seconds(max_wait, "max_wait", zero=True),
             on_retry=_checked_callback(on_retry, "on_retry"),
             on_wait=_checked_callback(on_wait, "on_wait"),
         )
@@ -301,8 +316,10 @@ class ChatClient:
     async def aclose(self) -> None:
         """End all live turns, whose readers get a ClientClosedError, and close the connections. May be called again.
 
-        Does not wait for readers. If cancelled, the client is closed all the same.
+        Does not wait for readers. If cancelled, the client is closed all the same. Raises UsageError on another event
+        loop, unless the client's own is closed, and in a process that was forked off.
         """
+        self._core.check_may_close()
         self._core.closed = True
         for stream in tuple(self._core.live):
             stream.fail(ClientClosedError("the client was closed"))
@@ -596,6 +613,13 @@ def _status(outcome: Outcome) -> MessageStatus:
             return "failed"
         case _:
             return "interrupted"
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsageError("no event loop is running") from None
 
 
 def _key(header: str, given: str | Secret | None, name: str, *variables: str) -> Key | None:

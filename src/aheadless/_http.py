@@ -195,10 +195,13 @@ class Answer:
             return
         timer = self._timer = self._loop.call_later(LINGER, self.close)
         self._lingering.add(self)
+        transport = None if self._response.connection is None else self._response.connection.transport
 
         def ended() -> None:
             timer.cancel()
             self._lingering.discard(self)
+            if transport is not None and self._content.total_bytes > self._taken:
+                transport.close()  # it went on after `done`; the pool, which has it by now, passes it over
 
         self._content.on_eof(ended)
 

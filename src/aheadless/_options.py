@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
+import sys
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias
 from urllib.parse import urlsplit
 
@@ -73,9 +73,11 @@ def parse_key(value: object, name: str) -> Secret:
     return Secret(value)
 
 
-def parse_seconds(value: object, name: str) -> float:
-    """Return a positive, finite number; ConfigurationError otherwise."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
+def parse_seconds(value: object, name: str, *, zero: bool = False) -> float:
+    """Return a positive, finite number, or 0 where it has a meaning; ConfigurationError otherwise."""
+    least = 0.0 if zero else sys.float_info.min
+    # Compared and not given to math.isfinite(), which fails for an int beyond the largest float.
+    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= sys.float_info.max:
         return value
     raise ConfigurationError(f"{name} must be a positive number of seconds, not {snippet(repr(value), 40)}")
 

@@ -224,8 +224,8 @@ class ReplyStream:
         raise await self._told(self._outcome)
 
     async def __aenter__(self) -> ReplyStream:
-        self._owned = True
         with _Reading(self):
+            self._owned = True
             if self._outcome is None and self._source is None:
                 await self._open()
             if isinstance(self._outcome, AheadlessError):
@@ -457,12 +457,18 @@ class ReplyStream:
     def _unsubscribe(self, subscription: Subscription) -> None:
         self._subscriptions = tuple(other for other in self._subscriptions if other is not subscription)
 
-    # --- for _Reading -------------------------------------------------------------------------------------------------
+    # --- for _Reading and _Cursor -------------------------------------------------------------------------------------
+
+    def check_reader(self) -> None:
+        """Raise a UsageError unless the running task may read now."""
+        if self._loop is not None and self._outcome is None and self._loop is not asyncio.get_running_loop():
+            raise UsageError("this stream belongs to another event loop")
+        if self._reading:
+            raise UsageError("another task reads this stream; for a second reader use stream.subscribe()")
 
     def begin_reading(self) -> None:
         """Let one task in."""
-        if self._reading:
-            raise UsageError("another task reads this stream; for a second reader use stream.subscribe()")
+        self.check_reader()
         self._reading = True
         if self._outcome is None:
             self._task = asyncio.current_task()
@@ -502,17 +508,28 @@ class _Cursor(Generic[T]):
     This is an object and not an async generator because only an object is finalised at once and without waiting.
     """
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_drives", "_stream")
 
     def __init__(self, stream: ReplyStream) -> None:
         self._stream = stream
+        self._drives = False  # one that was never used, or was refused, has no say in the end of the stream
 
     async def aclose(self) -> None:
-        """End the turn, unless a block owns the stream."""
-        self._stream.abandon()
+        """End the turn, unless a block owns the stream or this iteration has not begun. Does not wait for anything."""
+        self._leave()
 
     def __del__(self) -> None:
-        self._stream.abandon()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._drives:
+            self._stream.abandon()
+
+    def _drive(self) -> ReplyStream:
+        if not self._drives:
+            self._stream.check_reader()
+            self._drives = True
+        return self._stream
 
 
 class EventCursor(_Cursor[Event]):
@@ -524,7 +541,7 @@ class EventCursor(_Cursor[Event]):
         return self
 
     async def __anext__(self) -> Event:
-        event = await self._stream.advance()
+        event = await self._drive().advance()
         if event is None:
             raise StopAsyncIteration
         return event
@@ -539,7 +556,7 @@ class TextCursor(_Cursor[str]):
         return self
 
     async def __anext__(self) -> str:
-        while (event := await self._stream.advance()) is not None:
+        while (event := await self._drive().advance()) is not None:
             if type(event) is Token:
                 return event.text
         raise StopAsyncIteration

@@ -78,7 +78,7 @@ class Script:
         while end < len(self.data):
             end += max(sizes[min(index, len(sizes) - 1)], 1)
             index += 1
-            yield end
+            yield min(end, len(self.data))
 
 
 def head(status: int = 200, headers: Mapping[str, str] | None = None, *, reason: str | None = None) -> bytes:

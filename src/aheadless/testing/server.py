@@ -176,6 +176,7 @@ class _Connection(asyncio.Protocol):
         self._received = bytearray()
         self._changed = asyncio.Event()
         self._gone = asyncio.get_running_loop().create_future()
+        self._gone_at: float | None = None
         self._request: Request | None = None
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
@@ -209,11 +210,15 @@ class _Connection(asyncio.Protocol):
         self._writable.set()
 
     def _leave(self) -> None:
-        if self._request is not None and self._request.left_at is None:
-            self._request.left_at = asyncio.get_running_loop().time()
-            self._request.left.set()
         if not self._gone.done():
             self._gone.set_result(None)
+            self._gone_at = asyncio.get_running_loop().time()
+        self._note_leave()
+
+    def _note_leave(self) -> None:
+        if self._request is not None and self._request.left_at is None and self._gone_at is not None:
+            self._request.left_at = self._gone_at
+            self._request.left.set()
 
     # --- for the server ---
 
@@ -250,6 +255,7 @@ class _Connection(asyncio.Protocol):
         method, path, _version = first.split(" ", 2)
         headers = tuple((name, value.strip()) for name, _, value in (field.partition(":") for field in fields))
         request = self._request = Request(method, path, headers)
+        self._note_leave()  # the client may have written it and left before it was read
         del self._received[: end + 4]
         length = int(request.header("content-length") or 0)
         while len(self._received) < length and limit is None:
