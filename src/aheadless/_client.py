@@ -19,6 +19,7 @@ from aheadless._options import (
     RateLimit,
     Secret,
     Timeouts,
+    hide,
     parse_base_url,
     parse_count,
     parse_endpoint,
@@ -26,6 +27,7 @@ from aheadless._options import (
     parse_key,
     parse_on_busy,
     parse_seconds,
+    without_frames,
 )
 from aheadless._pacing import Pacer, PacingState, Pass, Waiting, pacer_for
 from aheadless._retry import Retry, RetryBudget, Retrying
@@ -173,6 +175,7 @@ class ChatClient:
     that cannot work.
     """
 
+    @without_frames
     def __init__(
         self,
         base_url: str | None = None,
@@ -549,6 +552,8 @@ class _Question:
         )
 
     def settle(self, stream: ReplyStream, outcome: Outcome) -> None:
+        if isinstance(outcome, AheadlessError):
+            hide(self.key.secret, outcome)
         if self.recorded:
             if isinstance(outcome, Reply):
                 text, delivery = outcome.text, Delivery.ACCEPTED
