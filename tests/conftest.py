@@ -17,6 +17,15 @@ from tests.support import KEY
 
 # No deadline: a shared machine stalls now and then, and what takes long is measured elsewhere.
 settings.register_profile("all", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+# For `nox -s fuzz`: other examples each time, and many; a failure prints how to get it again.
+settings.register_profile(
+    "fuzz",
+    parent=settings.get_profile("all"),
+    derandomize=False,
+    max_examples=1000,
+    stateful_step_count=60,
+    print_blob=True,
+)
 settings.load_profile("all")
 
 

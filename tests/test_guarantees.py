@@ -35,11 +35,11 @@ def test_proof(number):
 
     assert links, f"row {number} has no proof"
     for name, file in links:
-        assert name in tests_in(file), f"row {number}: there is no {name} in {file}"
+        assert name in names_in(file), f"row {number}: there is no {name} in {file}"
 
 
 @cache
-def tests_in(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
     """Return the names of the tests in a file."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import socket
 from datetime import datetime, timezone
@@ -293,3 +294,25 @@ async def test_stopped_between_two_attempts(make_client: MakeClient) -> None:
     assert caught.value.delivery is Delivery.NOT_SENT
     assert len(told) == 1
     assert not chat.busy
+
+
+async def test_stopped_as_the_pause_ends(
+    scripted: ScriptedServer, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn that was ended sends nothing any more, although its pause is over before it can be woken up."""
+    monkeypatch.setattr("random.random", lambda: 0.0)
+    scripted.add(Script(json_answer({"error": "busy"}, status=503, headers={"Retry-After": "0"})))
+
+    def on_retry(_: Retrying) -> None:
+        asyncio.get_running_loop().call_soon(stream.stop)  # just before the task goes on, and just after it could
+
+    client = make_client(scripted.url, retry=Retry(attempts=2), on_retry=on_retry)
+    stream = client.chat("s").stream("Hi")
+
+    with pytest.raises(StreamStoppedError) as caught:
+        await stream
+    await client.chat("other").stream("Hi")  # on the same connection: what was sent before would be there
+
+    assert caught.value.delivery is Delivery.REJECTED
+    assert [json.loads(request.body)["sessionId"] for request in scripted.requests] == ["s", "other"]
+    assert scripted.connections == 1

@@ -19,6 +19,7 @@ from aheadless._options import (
     RateLimit,
     Secret,
     Timeouts,
+    hide,
     parse_base_url,
     parse_count,
     parse_endpoint,
@@ -26,6 +27,7 @@ from aheadless._options import (
     parse_key,
     parse_on_busy,
     parse_seconds,
+    without_frames,
 )
 from aheadless._pacing import Pacer, PacingState, Pass, Waiting, pacer_for
 from aheadless._retry import Retry, RetryBudget, Retrying
@@ -135,14 +137,6 @@ class _Core:
         """Raise in a process or on an event loop that is not the client's own, unless it has none yet."""
         if self._loop is None:
             return
-        if self._loop is None:
-            self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
-        self.check_place()
-
-    def check_place(self) -> None:
-        """Raise in a process or on an event loop that is not the client's own, unless it has none yet."""
-        if self._loop is None:
-            return
         if self._pid != os.getpid():
             raise UsageError("this client was used before the process forked; make a new one in each process")
         if self._loop is not _running_loop():
@@ -191,6 +185,7 @@ class ChatClient:
     that cannot work.
     """
 
+    @without_frames
     def __init__(
         self,
         base_url: str | None = None,
@@ -570,6 +565,8 @@ class _Question:
         )
 
     def settle(self, stream: ReplyStream, outcome: Outcome) -> None:
+        if isinstance(outcome, AheadlessError):
+            hide(self.key.secret, outcome)
         if self.recorded:
             if isinstance(outcome, Reply):
                 text, delivery = outcome.text, Delivery.ACCEPTED

@@ -20,6 +20,7 @@ import aiohttp
 import attrs
 from aiohttp.http_exceptions import HttpProcessingError
 
+from aheadless._options import hide
 from aheadless._version import __version__
 from aheadless.exceptions import (
     AheadlessError,
@@ -302,7 +303,8 @@ class Transport:
     ) -> None:
         self.base_url = base_url
         self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(base_url)).lower()
-        self._headers = headers
+        # Those may be secrets as well: a gateway's token.
+        self._headers = {name: _HeaderValue(value) for name, value in headers.items()}
         self._session = session
         self._owns_session = session is None
         self._closed = False
@@ -359,6 +361,16 @@ class Transport:
         return content
 
     async def _request(
+        self, method: str, path: str, key: Key | None, limits: _Limits, *, accept: str, body: bytes | None
+    ) -> Answer:
+        try:
+            return await self._open(method, path, key, limits, accept=accept, body=body)
+        except AheadlessError as exc:
+            if key is not None:
+                hide(key.secret, exc)
+            raise
+
+    async def _open(
         self, method: str, path: str, key: Key | None, limits: _Limits, *, accept: str, body: bytes | None
     ) -> Answer:
         session = self._open_session()

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
 
-from aheadless.exceptions import ConfigurationError, snippet
+from aheadless.exceptions import ConfigurationError, ReplyFailedError, StatusError, snippet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from aheadless.exceptions import AheadlessError
 
 __all__ = [
     "OnBusy",
     "RateLimit",
     "Secret",
     "Timeouts",
+    "hide",
     "parse_base_url",
     "parse_count",
     "parse_endpoint",
@@ -27,7 +32,11 @@ __all__ = [
     "parse_key",
     "parse_on_busy",
     "parse_seconds",
+    "without_frames",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 OnBusy: TypeAlias = Literal["queue", "reject", "interrupt"]
 """What a new turn does when its session has a live one."""
@@ -56,6 +65,49 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret is not pickled")
+
+
+# So much of a key, at the place where a long text was cut, is worth hiding; less tells nothing.
+LEAST_HIDDEN: Final = 8
+
+
+def hide(secret: Secret, error: AheadlessError) -> None:
+    """Put stars in the place of a secret that a server has quoted, as error pages for developers do."""
+    error.args = tuple(_without(secret, arg) if isinstance(arg, str) else arg for arg in error.args)
+    if isinstance(error, StatusError):
+        error.detail = _without(secret, error.detail)
+    elif isinstance(error, ReplyFailedError):
+        error.reason = _without(secret, error.reason)
+
+
+def _without(secret: Secret, text: str) -> str:
+    value = secret.reveal()
+    if len(value) < LEAST_HIDDEN:
+        return text  # nobody's secret; every other word would hold it
+    for written in (value, json.dumps(value)[1:-1]):
+        text = text.replace(written, "***")
+        start, cut, rest = text.rpartition("…")
+        if cut:
+            sizes = range(min(len(written), len(start)), LEAST_HIDDEN - 1, -1)
+            size = next((size for size in sizes if start.endswith(written[:size])), None)
+            text = text if size is None else f"{start[:-size]}***{cut}{rest}"
+    return text
+
+
+def without_frames(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a ConfigurationError come out of a function without the frames inside it: their locals hold keys."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except ConfigurationError as exc:
+            error = exc.with_traceback(None)
+        error.__context__ = None
+        del args, kwargs  # this frame stays
+        raise error
+
+    return call
 
 
 def parse_key(value: object, name: str) -> Secret:

@@ -398,7 +398,12 @@ class ReplyStream:
             self._scope.reschedule(0)
 
     def note_delivery(self, delivery: Delivery) -> None:
-        """Take note of what has become of the message so far, for an end that comes from outside."""
+        """Take note of what has become of the message so far, for an end that comes from outside.
+
+        Raises that end if it has come: its verdict is given, so nothing may be sent any more.
+        """
+        if isinstance(self._outcome, AheadlessError):
+            raise self._outcome
         self._delivery = delivery
         self._sent_at = self._now()
 

@@ -10,6 +10,7 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
+from aheadless._options import hide
 from aheadless._session import Role  # noqa: TC001 - cattrs looks at the annotations when it runs
 from aheadless.exceptions import InvalidRequestError, ProtocolError, snippet
 from aheadless.protocol.ndjson import parse_object
@@ -98,11 +99,20 @@ class AdminClient:
         return await self._fetch(f"/v1/admin/conversations/{quoted}", Thread)
 
     async def _fetch(self, path: str, kind: type[T]) -> T:
-        data = parse_object(await self._get(path, self._key))
+        body = await self._get(path, self._key)
         try:
-            return _converter.structure(data, kind)
-        except cattrs.BaseValidationError as exc:
-            raise ProtocolError("; ".join(cattrs.transform_error(exc))) from None
+            return _structure(body, kind)
+        except ProtocolError as exc:
+            hide(self._key.secret, exc)
+            raise
+
+
+def _structure(body: bytes, kind: type[T]) -> T:
+    data = parse_object(body)
+    try:
+        return _converter.structure(data, kind)
+    except cattrs.BaseValidationError as exc:
+        raise ProtocolError(snippet("; ".join(cattrs.transform_error(exc)))) from None
 
 
 def _make_converter() -> cattrs.Converter:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from aheadless.server.answers import KEEP_ALIVE_SECONDS
 from aheadless.server.api import API
@@ -27,11 +29,31 @@ __all__ = ["RunningServer", "create_app", "run_server"]
 LAST_WORDS = 1.0  # seconds
 
 
+logger = logging.getLogger("aheadless.server.http")
+
+
+class _WithoutBytes(logging.Filter):
+    """Cut what aiohttp logs of a request that is no HTTP down to a line: it quotes the bytes, and a key among them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        record.msg, record.exc_info = f"{record.msg}: {type(error).__name__}", None
+        # The client's mistake, not ours; whoever can connect could fill the log with it.
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logger.isEnabledFor(logging.DEBUG)
+
+
+logger.addFilter(_WithoutBytes())
+
+
 def create_app(settings: ServerSettings) -> web.Application:
     """Return the API as an aiohttp application, to be run by aiohttp's own means; for anything else see `run_server`.
 
     The database is opened when the application starts. Give aiohttp `keepalive_timeout=6`, which is what the API
-    announces. Raises ConfigurationError for an engine that cannot work.
+    announces. aiohttp's own log then quotes requests that are no HTTP; `run_server` keeps that out of its log. Raises
+    ConfigurationError for an engine that cannot work.
     """
     return _create_app(API(settings, make_engine(settings), inflated=True))
 
@@ -84,6 +106,7 @@ async def run_server(settings: ServerSettings) -> AsyncGenerator[RunningServer, 
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=logger,
         auto_decompress=False,
         keepalive_timeout=KEEP_ALIVE_SECONDS + 1,
         lingering_time=0,

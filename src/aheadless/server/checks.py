@@ -42,6 +42,7 @@ def forwarded_address(lines: Sequence[str], trusted_proxies: int) -> str | None:
     if not 0 < trusted_proxies <= len(hops):
         return None
     try:
-        return str(ipaddress.ip_address(hops[-trusted_proxies]))
+        # Without a scope, which may be of any length: what is returned is kept.
+        return str(ipaddress.ip_address(hops[-trusted_proxies].partition("%")[0]))
     except ValueError:
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 
-from aheadless._options import RateLimit, Secret, parse_count, parse_key, parse_seconds
+from aheadless._options import RateLimit, Secret, parse_count, parse_key, parse_seconds, without_frames
 from aheadless.exceptions import ConfigurationError, snippet
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ class ServerSettings:
             raise ConfigurationError("admin_key and api_key are the same; whoever may chat could read everything")
 
     @classmethod
+    @without_frames
     def from_env(cls, **given: Any) -> ServerSettings:  # noqa: ANN401 - the fields of this class, each of its own type
         """Return the settings from the environment, with those that are given in their place (None: not given).
 
@@ -206,6 +207,10 @@ class ServerSettings:
         """
         chosen = {name: value for name, value in given.items() if value is not None}
         return cls(**{**settings_from_env(os.environ, without=chosen), **chosen})
+
+
+# attrs writes this one, so it cannot be decorated in its place.
+ServerSettings.__init__ = without_frames(ServerSettings.__init__)  # type: ignore[method-assign]
 
 
 def _is_loopback(host: str) -> bool:
@@ -257,6 +262,7 @@ _VARIABLES: Final[dict[str, tuple[tuple[str, ...], Callable[[str], object]]]] = 
 }
 
 
+@without_frames
 def settings_from_env(environ: Mapping[str, str], *, without: Iterable[str] = ()) -> dict[str, Any]:
     """Return the settings that the environment gives; ConfigurationError names the variable that cannot be used.
 
