@@ -254,6 +254,12 @@ async def test_after_a_fork(scripted: ScriptedServer, client: ChatClient, monkey
         {"headers": {"a b": "x"}},
         {"headers": {"a": "x\n"}},
         {"headers": {"a": 5}},
+        {"headers": {"Expect": "100-continue"}},
+        {"headers": ["a", "b"]},
+        {"ssl": "yes"},
+        {"proxy": 5},
+        {"proxy": "localhost:3128"},
+        {"session": "one"},
         {"on_token": "print"},
     ],
 )
@@ -264,6 +270,28 @@ def test_wrong_options(options: dict[str, Any]) -> None:
 
     assert caught.value.delivery is Delivery.NOT_SENT
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("header", ["Origin", "x-widget-api-key"])
+async def test_users_session_with_unfit_headers(header: str) -> None:
+    """It would send them along: an `Origin` is refused by the server, and a second key would not be ours."""
+    async with aiohttp.ClientSession(headers={header: "x"}) as session:
+        with pytest.raises(ConfigurationError, match=header):
+            ChatClient("http://127.0.0.1", session=session)
+
+
+async def test_errors_name_their_session(client: ChatClient) -> None:
+    """Those before any I/O, too."""
+    with pytest.raises(InvalidRequestError) as invalid:
+        client.chat("s").stream("")
+    with pytest.raises(ConfigurationError) as wrong:
+        client.chat("s").stream("Hi", on_busy="")  # type: ignore[arg-type]
+    chat = client.chat("s")
+    await client.aclose()
+    with pytest.raises(ClientClosedError) as closed:
+        chat.stream("Hi")
+
+    assert [caught.value.session_id for caught in (invalid, wrong, closed)] == ["s", "s", "s"]
 
 
 # --- chats ------------------------------------------------------------------------------------------------------------

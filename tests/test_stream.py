@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from aheadless import (
     Start,
     StreamInterruptedError,
     StreamStoppedError,
+    Subscription,
     Timeouts,
     Token,
     TurnState,
@@ -349,7 +352,9 @@ async def test_error_event(scripted: ScriptedServer, client: ChatClient) -> None
     with pytest.raises(ReplyFailedError):
         await stream
     assert errors == [caught.value]
-    assert [event async for event in stream] == []
+    with pytest.raises(ReplyFailedError):  # not the end of a whole reply
+        [event async for event in stream]
+    assert errors == [caught.value]
 
 
 @pytest.mark.parametrize("end", ["fin", "rst"])
@@ -531,6 +536,58 @@ async def test_closed_subscription_blocks_nobody(client: ChatClient) -> None:
 
     assert (await task).text == "Hello world"
     assert [event async for event in subscription] == []
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_dropped_subscription_blocks_nobody(client: ChatClient, used: bool) -> None:
+    """Nobody reads it any more: the loop over it was left, or it was never used."""
+    stream = client.chat("s").stream("Hi")
+    if used:
+        task = asyncio.create_task(stream.reply())
+        async for _event in stream.subscribe(1):
+            break
+    else:
+        stream.subscribe(1)
+        task = asyncio.create_task(stream.reply())
+
+    assert (await task).text == "Hello world"
+    assert stream._mailboxes == ()
+
+
+async def test_a_subscriber_that_does_not_read(scripted: ScriptedServer, client: ChatClient) -> None:
+    """It holds the stream no longer than all of it may take."""
+    stream = client.chat("s").stream("Hi", timeouts=Timeouts(total=0.05))
+    subscription = stream.subscribe(1)
+
+    with pytest.raises(RequestTimeoutError) as caught:
+        await stream
+
+    assert (caught.value.phase, caught.value.delivery, caught.value.partial) == ("total", Delivery.ACCEPTED, "Hello")
+    assert [event async for event in drained(subscription)] == [START]
+
+
+async def drained(subscription: Subscription) -> AsyncIterator[Event]:
+    """Give what a subscription holds, up to its error."""
+    with contextlib.suppress(RequestTimeoutError):
+        async for event in subscription:
+            yield event
+
+
+async def test_a_slow_reader_has_its_time_for_itself(scripted: ScriptedServer, client: ChatClient) -> None:
+    """What it does between `start` and the first token does not count as waiting for that token."""
+    gate, reached = asyncio.Event(), asyncio.get_running_loop().time() + 0.1
+    data = FIRST + REST
+    scripted.add(Script(data, gates={data.index(b'{"type":"token"'): gate}))
+    found = list[Event]()
+
+    async for event in client.chat("s").stream("Hi", timeouts=Timeouts(first_token=0.09)):
+        if isinstance(event, Start):
+            while asyncio.get_running_loop().time() < reached:
+                await asyncio.sleep(0)
+            gate.set()
+        found.append(event)
+
+    assert found == HELLO
 
 
 @pytest.mark.parametrize(("maxsize", "overflow"), [(0, "block"), (True, "block"), (1.5, "block"), (1, "wait")])

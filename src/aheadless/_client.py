@@ -42,6 +42,7 @@ from aheadless.exceptions import (
     ProtocolError,
     RateLimitError,
     ReplyFailedError,
+    SessionBusyError,
     StatusError,
     UsageError,
 )
@@ -82,6 +83,9 @@ MAX_CONNECTIONS = 1000
 
 # Two hundred messages are a long evening, and more than the server shows to the model (30, protocol.md §5).
 HISTORY_LIMIT = 200
+
+# Nobody waits for longer for the turns before; one that waits for itself, by way of a task that it made, ends here.
+LONGEST_QUEUE = 600.0
 
 # Longer than the usual window of 60 s, so that a turn that meets a full one gets into the next.
 MAX_WAIT = 75.0
@@ -438,11 +442,20 @@ class Chat:
     def _ask(
         self, message: str, timeouts: Timeouts | None, on_busy: OnBusy | None, callbacks: Callbacks, *, json: bool
     ) -> ReplyStream:
+        try:
+            question = self._question(message, timeouts, on_busy, json=json)
+        except AheadlessError as exc:
+            exc.session_id = self.session_id
+            raise
+        return ReplyStream(question, self._core.callbacks + self._given + self._registered + callbacks)
+
+    def _question(self, message: str, timeouts: Timeouts | None, on_busy: OnBusy | None, *, json: bool) -> _Question:
         core = self._core
         core.check_open()
         if core.chat_key is None:
             raise ConfigurationError("no API key: pass api_key or set AHEADLESS_API_KEY")
-        question = _Question(
+        policy = self._on_busy if on_busy is None else on_busy
+        return _Question(
             core,
             self._session,
             self._gate,
@@ -450,10 +463,9 @@ class Chat:
             message=message,
             key=core.chat_key,
             timeouts=_checked(timeouts, Timeouts, "timeouts") or core.timeouts,
-            on_busy=parse_on_busy(on_busy or self._on_busy or core.on_busy),
+            on_busy=parse_on_busy(core.on_busy if policy is None else policy),
             json=json,
         )
-        return ReplyStream(question, core.callbacks + self._given + self._registered + callbacks)
 
 
 @attrs.define(eq=False)
@@ -483,7 +495,11 @@ class _Question:
     async def enter(self, stream: ReplyStream) -> None:
         self.core.bind()
         self.core.live.add(stream)
-        await self.gate.enter(stream, self.on_busy)
+        try:
+            async with asyncio.timeout(LONGEST_QUEUE):
+                await self.gate.enter(stream, self.on_busy)
+        except TimeoutError:
+            raise SessionBusyError(f"the session's turn did not end within {LONGEST_QUEUE:.0f} s") from None
 
     async def send(self, stream: ReplyStream) -> Source:
         self.core.sessions.touch(self.session)

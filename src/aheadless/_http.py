@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl as ssl_module
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -44,7 +45,6 @@ from aheadless.exceptions import (
 from aheadless.protocol.ndjson import MAX_LINE
 
 if TYPE_CHECKING:
-    import ssl as ssl_module
     from collections.abc import Callable, Mapping
 
     from aheadless._options import Secret, Timeouts
@@ -305,6 +305,7 @@ class Transport:
         self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(base_url)).lower()
         # Those may be secrets as well: a gateway's token.
         self._headers = {name: _HeaderValue(value) for name, value in headers.items()}
+        _check_transport(session, ssl, proxy)
         self._session = session
         self._owns_session = session is None
         self._closed = False
@@ -435,6 +436,23 @@ class Transport:
             self._trace = _make_trace()
             self._session.trace_configs.append(self._trace)
         return self._session
+
+
+# With these the server would refuse what we send, or see two keys (protocol.md §3.10).
+_NOT_FROM_A_SESSION: Final = ("Origin", "x-api-key", "x-widget-api-key", "x-admin-api-key")
+
+
+def _check_transport(session: object, ssl: object, proxy: object) -> None:
+    """Raise ConfigurationError for what aiohttp would trip over in the middle of a turn."""
+    if session is not None:
+        if not isinstance(session, aiohttp.ClientSession):
+            raise ConfigurationError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
+        if unfit := [name for name in _NOT_FROM_A_SESSION if name in session.headers]:
+            raise ConfigurationError(f"the session has a default header {unfit[0]}, which would be sent along")
+    if not isinstance(ssl, bool | ssl_module.SSLContext | aiohttp.Fingerprint | None):
+        raise ConfigurationError(f"ssl must be an SSLContext or a bool, not {type(ssl).__name__}")
+    if proxy is not None and not (isinstance(proxy, str) and proxy.startswith(("http://", "https://"))):
+        raise ConfigurationError("proxy must be an http:// or https:// URL")
 
 
 async def _read_up_to(answer: Answer, size: int, deadline: float | None) -> bytes:

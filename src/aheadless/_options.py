@@ -6,6 +6,7 @@ import ipaddress
 import json
 import re
 import sys
+from collections.abc import Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ import attrs
 from aheadless.exceptions import ConfigurationError, ReplyFailedError, StatusError, snippet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from aheadless.exceptions import AheadlessError
 
@@ -263,8 +264,10 @@ _RESERVED_HEADERS: Final = frozenset(
         "origin",
         "host",
         "content-length",
+        "content-encoding",
         "transfer-encoding",
         "connection",
+        "expect",
     ]
 )
 
@@ -272,6 +275,8 @@ _RESERVED_HEADERS: Final = frozenset(
 def parse_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """Return a copy of the headers to add to each request; ConfigurationError for one that cannot be sent."""
     checked: dict[str, str] = {}
+    if headers is not None and not isinstance(headers, Mapping):
+        raise ConfigurationError(f"headers must be a mapping, not {type(headers).__name__}")
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
             raise ConfigurationError(f"{snippet(repr(name), 60)} is no header name")

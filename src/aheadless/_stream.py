@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Generic, Literal, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
 
@@ -170,7 +170,9 @@ class ReplyStream:
         self._task: asyncio.Task[object] | None = None
         self._sent_at = 0.0
         self._first_token_at: float | None = None
-        self._subscriptions: tuple[Subscription, ...] = ()
+        self._held = 0.0  # seconds for which the reader, before the first token, did not wait for it
+        self._given_at: float | None = None
+        self._mailboxes: tuple[_Mailbox, ...] = ()
 
     def __repr__(self) -> str:
         return f"<ReplyStream {self.session_id} {self.state.value}, {len(self.snapshot)} characters>"
@@ -240,7 +242,7 @@ class ReplyStream:
     async def advance(self) -> Event | None:
         """Return the next event after the callbacks were called for it; None when the turn is over.
 
-        Raises what ended the turn, once; a turn that was stopped is over without an error.
+        Raises what ended the turn, as often as it is asked; a turn that was stopped is over without an error.
         """
         with _Reading(self):
             if self._outcome is None:
@@ -250,9 +252,7 @@ class ReplyStream:
                     await self._tell(event)
                     if self._outcome is None or type(event) is Done:
                         return event
-            if isinstance(self._outcome, AheadlessError) and not self._raised:
-                if isinstance(self._outcome, StreamStoppedError):
-                    return None
+            if isinstance(self._outcome, AheadlessError) and not isinstance(self._outcome, StreamStoppedError):
                 raise await self._told(self._outcome)
             return None
 
@@ -293,13 +293,18 @@ class ReplyStream:
         elif type(event) is Failure:
             self._end(ReplyFailedError(f"the server gave up: {snippet(event.reason)}", reason=event.reason))
             return None
-        elif type(event) is Token and self._first_token_at is None:
-            self._first_token_at = self._now()
+        elif self._first_token_at is None:
+            self._given_at = self._now()
+            if type(event) is Token:
+                self._first_token_at = self._given_at
         return event
 
     async def _next_event(self) -> Event:
         turn, source = self._turn, self._source
         assert source is not None  # noqa: S101 - only called on an open stream
+        if self._given_at is not None:
+            self._held += self._now() - self._given_at
+            self._given_at = None
         lost: ConnectionLostError | None = None
         waiting: tuple[float | None, Phase] | None = None
         while True:
@@ -328,6 +333,7 @@ class ReplyStream:
         phase: Phase
         if self._first_token_at is None:
             at, phase = source.first_token_at, "first_token"
+            at = None if at is None else at + self._held  # only the time in which we wait counts
         else:
             idle = self._wiring.idle_timeout
             at, phase = None if idle is None else self._now() + idle, "idle"
@@ -336,7 +342,7 @@ class ReplyStream:
         return at, phase
 
     async def _tell(self, event: Event) -> None:
-        if self._subscriptions:
+        if self._mailboxes:
             await self._publish(event)
         callbacks = self._callbacks
         if type(event) is Token:
@@ -347,9 +353,14 @@ class ReplyStream:
             await call(callbacks.on_done, self._outcome)
 
     async def _publish(self, event: Event) -> None:
+        total_at = None if self._source is None else self._source.total_at
         try:
-            for subscription in self._subscriptions:
-                await subscription.put(event)
+            async with asyncio.timeout_at(total_at):
+                for mailbox in self._mailboxes:
+                    await mailbox.put(event)
+        except TimeoutError:
+            if self._outcome is None:
+                self.fail(RequestTimeoutError(phase="total"))
         finally:
             if isinstance(self._outcome, Reply):  # the event is `done`
                 self._end_subscriptions(self._outcome)
@@ -409,16 +420,8 @@ class ReplyStream:
 
     def abandon(self) -> None:
         """End the turn because its loop was left; from a finaliser, so on whatever thread and even without a loop."""
-        if self._outcome is not None or self._owned or self._loop is None:
-            return
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:
-            here = None
-        if here is self._loop or self._loop.is_closed():
-            self.stop()
-        else:
-            self._loop.call_soon_threadsafe(self.stop)
+        if self._outcome is None and not self._owned and self._loop is not None:
+            _call_on(self._loop, self.stop)
 
     def _end(self, outcome: Outcome) -> None:
         if self._outcome is not None:
@@ -445,22 +448,23 @@ class ReplyStream:
         """Return an async iterator over the events from now on, for a reader beside the one that drives the stream.
 
         It holds at most `maxsize` events that were not read. When it is full, `overflow` decides: "block" makes the
-        stream wait, "drop_oldest" loses the oldest event, "raise" ends the subscription with a UsageError. It ends
-        with the stream, and raises what the stream's reader gets. What came before is in :attr:`snapshot`.
+        stream wait (no longer than `timeouts.total`), "drop_oldest" loses the oldest event, "raise" ends the
+        subscription with a UsageError. It ends with the stream, and raises what the stream's reader gets. What came
+        before is in :attr:`snapshot`. Dropping it, as by leaving a loop over it, ends it.
         """
-        subscription = Subscription(maxsize, overflow, self._unsubscribe)
+        mailbox = _Mailbox(maxsize, overflow, self._unsubscribe)
         if self._outcome is not None:
-            subscription.end(self._outcome)
+            mailbox.end(self._outcome)
         else:
-            self._subscriptions += (subscription,)
-        return subscription
+            self._mailboxes += (mailbox,)
+        return Subscription(mailbox)
 
     def _end_subscriptions(self, outcome: Outcome) -> None:
-        for subscription in self._subscriptions:
-            subscription.end(outcome)
+        for mailbox in self._mailboxes:
+            mailbox.end(outcome)
 
-    def _unsubscribe(self, subscription: Subscription) -> None:
-        self._subscriptions = tuple(other for other in self._subscriptions if other is not subscription)
+    def _unsubscribe(self, mailbox: _Mailbox) -> None:
+        self._mailboxes = tuple(other for other in self._mailboxes if other is not mailbox)
 
     # --- for _Reading and _Cursor -------------------------------------------------------------------------------------
 
@@ -567,10 +571,10 @@ class TextCursor(_Cursor[str]):
         raise StopAsyncIteration
 
 
-class Subscription:
-    """The events of a stream for one more reader: an async iterator, to be closed when it is left early."""
+class _Mailbox:
+    """The events that one more reader has not read yet."""
 
-    def __init__(self, maxsize: int, overflow: Overflow, leave: Callable[[Subscription], None]) -> None:
+    def __init__(self, maxsize: int, overflow: Overflow, leave: Callable[[_Mailbox], None]) -> None:
         if not isinstance(maxsize, int) or isinstance(maxsize, bool) or maxsize < 1:
             raise ConfigurationError(f"maxsize must be a whole number from 1, not {maxsize!r}")
         if overflow not in {"block", "drop_oldest", "raise"}:
@@ -582,42 +586,11 @@ class Subscription:
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
         self._outcome: Outcome | None = None
-        self._reading = False
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> Event:
-        if self._reading:
-            raise UsageError("another task reads this subscription; make one for each reader")
-        self._reading = True
-        try:
-            while not self._events:
-                if self._outcome is not None:
-                    self._finish(self._outcome)
-                self._readable.clear()
-                await self._readable.wait()
-            self._writable.set()
-            return self._events.popleft()
-        finally:
-            self._reading = False
-
-    async def aclose(self) -> None:
-        """Stop listening; the stream goes on."""
-        self._leave(self)
-        self._events.clear()
-        self.end(StreamStoppedError("the subscription was closed"))
-
-    async def __aenter__(self) -> Subscription:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def put(self, event: Event) -> None:
         """Take an event from the stream; waits only when full and told to block."""
+        self._loop = asyncio.get_running_loop()
         while len(self._events) >= self._maxsize and self._outcome is None:
             if self._overflow == "drop_oldest":
                 self._events.popleft()
@@ -631,6 +604,18 @@ class Subscription:
             self._events.append(event)
             self._readable.set()
 
+    async def get(self) -> Event | None:
+        """Return the next event; None at the end. Raises what the stream's reader gets."""
+        while not self._events:
+            if self._outcome is not None:
+                if isinstance(self._outcome, Reply | StreamStoppedError):
+                    return None
+                raise self._outcome
+            self._readable.clear()
+            await self._readable.wait()
+        self._writable.set()
+        return self._events.popleft()
+
     def end(self, outcome: Outcome) -> None:
         """Take the end of the stream."""
         if self._outcome is None:
@@ -638,7 +623,65 @@ class Subscription:
             self._readable.set()
             self._writable.set()
 
-    def _finish(self, outcome: Outcome) -> NoReturn:
-        if isinstance(outcome, Reply | StreamStoppedError):
+    def close(self) -> None:
+        """Take and hold no more events."""
+        self._leave(self)
+        self._events.clear()
+        self.end(StreamStoppedError("the subscription was closed"))
+
+    def abandon(self) -> None:
+        """Close because the reader is gone; from a finaliser, so on whatever thread and even without a loop."""
+        if self._outcome is None or self._events:
+            _call_on(self._loop, self.close)
+
+
+class Subscription:
+    """The events of a stream for one more reader: an async iterator that ends when it goes away."""
+
+    __slots__ = ("_mailbox", "_reading")
+
+    def __init__(self, mailbox: _Mailbox) -> None:
+        self._mailbox = mailbox
+        self._reading = False
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._reading:
+            raise UsageError("another task reads this subscription; make one for each reader")
+        self._reading = True
+        try:
+            event = await self._mailbox.get()
+        finally:
+            self._reading = False
+        if event is None:
             raise StopAsyncIteration
-        raise outcome
+        return event
+
+    async def aclose(self) -> None:
+        """Stop listening; the stream goes on."""
+        self._mailbox.close()
+
+    async def __aenter__(self) -> Subscription:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self._mailbox.abandon()
+
+
+def _call_on(loop: asyncio.AbstractEventLoop | None, function: Callable[[], None]) -> None:
+    """Call a function of a loop's objects from wherever a finaliser runs; of a loop that is over, here."""
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    if loop is None or here is loop or loop.is_closed():
+        function()
+    else:
+        loop.call_soon_threadsafe(function)

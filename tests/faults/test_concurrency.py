@@ -7,6 +7,7 @@ import asyncio
 import gc
 import json
 import tracemalloc
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -104,12 +105,14 @@ async def test_never_driven(scripted: ScriptedServer, client: ChatClient) -> Non
     assert (stream.state, stream.snapshot, stream.conversation_id) == (TurnState.WAITING, "", None)
     assert not chat.busy
 
+    left = weakref.ref(stream)
+
     made.clear()
     del stream
     gc.collect()
 
     assert not client._core.live
-    assert not any(isinstance(found, ReplyStream) for found in gc.get_objects())
+    assert left() is None
     assert chat.messages == ()
     assert scripted.connections == 0
 

@@ -233,7 +233,6 @@ WRONG: dict[str, Callable[[], object]] = {
     "another setting": lambda: ChatClient("ftp://example.org", api_key=KEY, admin_key=KEY),
     "key as an address": lambda: ChatClient(f"http://{KEY}@example.org", api_key=KEY),
     "weak": lambda: ServerSettings(api_key=KEY[:12]),
-    "repeated": lambda: ServerSettings(api_key=KEY[:12] * 2),
     "both the same": lambda: ServerSettings(api_key=KEY, admin_key=KEY),
     "another server setting": lambda: ServerSettings(api_key=KEY, port=-1),
     "openai key": lambda: ServerSettings(api_key=ADMIN_KEY, openai_api_key=f"{KEY}\n"),
