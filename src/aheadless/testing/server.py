@@ -35,7 +35,13 @@ class Request:
     headers: tuple[tuple[str, str], ...]
     body: bytes = b""
     whole: bool = False
-    """Whether all of it was read: a real server has stored the message from here on."""
+    """Whether all of it was read."""
+
+    size: int = 0
+    """How many bytes of it were read, head and body."""
+
+    refused: bool = False
+    """Whether its script turns it away before a real server would have stored anything: see `Script.refuses`."""
 
     left: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
     """Set once the client closed the connection."""
@@ -50,6 +56,8 @@ class Request:
 
 class ScriptedServer:
     """Answer each request by the next script, and those without one by a short whole stream.
+
+    It takes every path, method and key. What is no HTTP request costs its sender the connection.
 
     ::
 
@@ -80,8 +88,10 @@ class ScriptedServer:
 
     @property
     def stored(self) -> list[Request]:
-        """The chat requests that were read whole: the messages that a real server has stored."""
-        return [request for request in self.requests if request.method == "POST" and request.whole]
+        """The chat requests whose message a real server has stored: those read whole and not refused."""
+        return [
+            request for request in self.requests if request.method == "POST" and request.whole and not request.refused
+        ]
 
     @property
     def open_connections(self) -> int:
@@ -149,6 +159,7 @@ class ScriptedServer:
         script = script or Script(stream_answer(events("Hello", " world")))
         request = await connection.read_request(script.read)
         if request is not None:
+            request.refused = script.refuses
             self.requests.append(request)
         async with self._arrived:
             self._arrived.notify_all()
@@ -247,16 +258,20 @@ class _Connection(asyncio.Protocol):
             self._changed.clear()
             await self.unless_gone(self._changed.wait())
         first, *fields = self._received[:end].decode("latin-1").split("\r\n")
-        method, path, _version = first.split(" ", 2)
         headers = tuple((name, value.strip()) for name, _, value in (field.partition(":") for field in fields))
-        request = self._request = Request(method, path, headers)
+        try:
+            method, path, _version = first.split(" ", 2)
+            request = self._request = Request(method, path, headers)
+            length = int(request.header("content-length") or 0)
+        except ValueError:
+            raise _Gone from None
         del self._received[: end + 4]
-        length = int(request.header("content-length") or 0)
         while len(self._received) < length and limit is None:
             self._changed.clear()
             await self.unless_gone(self._changed.wait())
         request.body = bytes(self._received[:length])
         request.whole = len(request.body) == length
+        request.size = end + 4 + len(request.body)
         del self._received[:length]
         return request
 
