@@ -103,6 +103,17 @@ async def test_stall(scripted: ScriptedServer, wire: Wire) -> None:
     assert len(scripted.requests) == 1
 
 
+async def test_left(scripted: ScriptedServer, wire: Wire) -> None:
+    """All requests of a connection hear of its end, once."""
+    scripted.add(Script(DATA), Script(DATA, end="fin"))
+    await wire.ask(POST + POST)
+    await wire.rest()
+
+    first, second = scripted.requests
+    await first.left.wait()
+    assert first.left_at == second.left_at is not None
+
+
 async def test_pieces(scripted: ScriptedServer) -> None:
     """Each is a packet of its own, which a reader that keeps up gets alone."""
     found: list[bytes] = []

@@ -44,7 +44,7 @@ class Request:
     """Whether its script turns it away before a real server would have stored anything: see `Script.refuses`."""
 
     left: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
-    """Set once the client closed the connection."""
+    """Set once the connection is closed, by the client or as the script ends it."""
 
     left_at: float | None = None
     """When that was, in loop time."""
@@ -187,7 +187,7 @@ class _Connection(asyncio.Protocol):
         self._received = bytearray()
         self._changed = asyncio.Event()
         self._gone = asyncio.get_running_loop().create_future()
-        self._request: Request | None = None
+        self._requests: list[Request] = []
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -220,11 +220,13 @@ class _Connection(asyncio.Protocol):
         self._writable.set()
 
     def _leave(self) -> None:
-        if self._request is not None and self._request.left_at is None:
-            self._request.left_at = asyncio.get_running_loop().time()
-            self._request.left.set()
-        if not self._gone.done():
-            self._gone.set_result(None)
+        if self._gone.done():
+            return
+        self._gone.set_result(None)
+        now = asyncio.get_running_loop().time()
+        for request in self._requests:
+            request.left_at = now
+            request.left.set()
 
     # --- for the server ---
 
@@ -261,10 +263,11 @@ class _Connection(asyncio.Protocol):
         headers = tuple((name, value.strip()) for name, _, value in (field.partition(":") for field in fields))
         try:
             method, path, _version = first.split(" ", 2)
-            request = self._request = Request(method, path, headers)
+            request = Request(method, path, headers)
             length = int(request.header("content-length") or 0)
         except ValueError:
             raise _Gone from None
+        self._requests.append(request)
         del self._received[: end + 4]
         while len(self._received) < length and limit is None:
             self._changed.clear()
