@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import aiohttp
 import attrs
@@ -45,6 +46,8 @@ from aheadless.protocol.ndjson import MAX_LINE
 if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import Callable, Mapping
+
+    from aiohttp.client_proto import ResponseHandler
 
     from aheadless._options import Secret, Timeouts
     from aheadless.exceptions import Phase
@@ -148,6 +151,7 @@ class Answer:
         self._deadline: float | None = None  # of the read that is waiting now
         self._timer: asyncio.TimerHandle | None = None
         self._taken = 0
+        self._watch(response.connection)
 
     async def read(self, deadline: float | None, /) -> bytes:
         """Return the bytes that are there, or wait for some; `b""` at the end of the body.
@@ -201,6 +205,33 @@ class Answer:
             self._lingering.discard(self)
 
         self._content.on_eof(ended)
+
+    def _watch(self, connection: aiohttp.connector.Connection | None) -> None:
+        """See to it that a reader does not wait for a connection that is gone.
+
+        aiohttp leaves it waiting when the framing breaks after the head: it closes the connection and tells nobody
+        (seen on 3.14.5).
+        """
+        protocol = None if connection is None else connection.protocol
+        if protocol is None or self._content.is_eof():
+            return
+        content = self._content
+
+        def gone(closed: asyncio.Future[None] | None = None) -> None:
+            if closed is not None and not closed.cancelled():
+                closed.exception()  # not to be reported as never retrieved
+            if not content.is_eof() and content.exception() is None:
+                content.set_exception(protocol.exception() or aiohttp.ServerDisconnectedError())
+
+        if (closed := protocol.closed) is None:
+            gone()
+            return
+        closed.add_done_callback(gone)
+
+        def ended() -> None:
+            closed.remove_done_callback(gone)
+
+        content.on_eof(ended)
 
     def _arm(self, deadline: float | None) -> None:
         # One timer, moved when it rings: a new one for each read would cost more than the read.
@@ -282,6 +313,38 @@ class Key:
 
     header: str
     secret: Secret
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Gives out no connection of which it can be told that a request has no business on it."""
+
+    def __init__(self, *, limit: int) -> None:
+        # One of its other parameters has a type that aiohttp leaves open.
+        super().__init__(limit=limit, keepalive_timeout=KEEPALIVE)  # pyright: ignore[reportUnknownMemberType]
+        self._used: WeakSet[ResponseHandler] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> aiohttp.connector.Connection:
+        """Return a connection that is still open and, if it was used before, on which nothing has come since.
+
+        aiohttp would take what came meanwhile for the answer to the next request (seen on 3.14.5), and write a request
+        to what is closed already, after which nobody could tell that it was not sent.
+        """
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            assert protocol is not None  # noqa: S101 - only a closed connection has none
+            used = protocol in self._used
+            if protocol.is_connected() and not (used and protocol.should_close):
+                self._used.add(protocol)
+                return connection
+            connection.close()
+            if not used:
+                raise aiohttp.ClientConnectionError("closed as soon as it was open")
 
 
 class Transport:
@@ -402,7 +465,7 @@ class Transport:
         assert response is not None  # noqa: S101 - for the type checker
         answer = Answer(response, self._lingering, first_token_at=limits.wait_until, total_at=limits.total_at)
         if response.status != HTTPStatus.OK or response.content_type == "text/html":
-            await _refuse(response, answer)
+            await _refuse(response, answer, key)
         return answer
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -410,7 +473,7 @@ class Transport:
             raise ClientClosedError("the client is closed")
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=KEEPALIVE),
+                connector=_Connector(limit=self._max_connections),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
@@ -456,7 +519,8 @@ def _request_failure(exc: Exception, evidence: _Evidence, base_url: str) -> Ahea
 
 
 def _connect_failure(exc: aiohttp.ClientConnectorError, base_url: str) -> ConnectError:
-    said = snippet(str(exc.os_error))
+    # A reset in the middle of a TLS handshake comes without a text.
+    said = snippet(str(exc.os_error) or type(exc.os_error).__name__)
     match exc:
         case aiohttp.ClientConnectorCertificateError():
             said = snippet(str(exc.certificate_error))
@@ -474,10 +538,12 @@ def _connect_failure(exc: aiohttp.ClientConnectorError, base_url: str) -> Connec
 def _body_failure(exc: Exception) -> AheadlessError:
     if isinstance(exc, OSError) or "not completed" in str(exc) or not isinstance(exc, _BROKEN_BODY):
         return ConnectionLostError("the connection was lost in the middle of the answer")
-    return ProtocolError(f"the body cannot be decoded: {snippet(str(exc))}")
+    # Their text begins with a status of 400, which no server has sent.
+    said = exc.message if isinstance(exc, HttpProcessingError) else str(exc)
+    return ProtocolError(f"the body cannot be decoded: {snippet(said)}")
 
 
-async def _refuse(response: aiohttp.ClientResponse, answer: Answer) -> None:
+async def _refuse(response: aiohttp.ClientResponse, answer: Answer, key: Key | None) -> None:
     """Raise what a response that is no success means; 204 is a stream without events and passes."""
     status = response.status
     if status == HTTPStatus.NO_CONTENT:
@@ -490,6 +556,7 @@ async def _refuse(response: aiohttp.ClientResponse, answer: Answer) -> None:
         pass  # the status says enough
     finally:
         answer.close()
+    body = _without(key, body)
     detail = _detail(body)
     if status == HTTPStatus.OK:
         raise ProtocolError(f"expected a chat answer, got a web page: {detail}")
@@ -500,6 +567,11 @@ async def _refuse(response: aiohttp.ClientResponse, answer: Answer) -> None:
         raise ProtocolError(f"{status} is no answer of this API: {detail}")
     retry_after = parse_retry_after(response.headers.get("Retry-After"), datetime.now(timezone.utc))
     raise _status_error(status, detail, retry_after)
+
+
+def _without(key: Key | None, body: bytes) -> bytes:
+    """Return a body in which the key is stars: error pages for developers print the request's headers."""
+    return body if key is None else body.replace(key.secret.reveal().encode("ascii"), b"***")
 
 
 _ERRORS: Final[dict[int, type[StatusError]]] = {
