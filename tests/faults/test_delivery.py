@@ -29,6 +29,7 @@ from aheadless import (
     Retry,
     StreamInterruptedError,
 )
+from aheadless._http import Answer
 from aheadless.testing import Script, ScriptedServer, chunked, events, head, json_answer, lines
 from tests.faults.support import AC, NS, RJ, UN
 from tests.support import KEY
@@ -55,14 +56,27 @@ class Bench:
         await self.client.aclose()
         await self.server.aclose()
 
-    async def ask(self, script: Script, *, json: bool = False) -> tuple[Reply | AheadlessError, int]:
-        """Return what came of a turn and how many messages the server stored for it."""
+    async def ask(
+        self, script: Script, *, json: bool = False, slowly: bool = False
+    ) -> tuple[Reply | AheadlessError, int]:
+        """Return what came of a turn and how many messages the server stored for it.
+
+        Who reads `slowly` reads on only after the connection is lost, and seen to be.
+        """
         before = len(self.server.stored)
         self.server.add(script)
         chat = self.client.chat("s")
         outcome: Reply | AheadlessError
         try:
-            outcome = await (chat.send("Hi") if json else chat.stream("Hi"))
+            if slowly:
+                async with chat.stream("Hi") as stream:
+                    assert isinstance(stream._source, Answer)
+                    content = stream._source._content
+                    while not (content.is_eof() or content.exception()):
+                        await asyncio.sleep(0)
+                    outcome = await stream
+            else:
+                outcome = await (chat.send("Hi") if json else chat.stream("Hi"))
         except AheadlessError as exc:
             outcome = exc
         stored = len(self.server.stored) - before
@@ -131,7 +145,7 @@ async def test_refusal_is_cut_at_every_byte(status: int, end: End) -> None:
 
 
 @attrs.frozen
-class Answer:
+class Sent:
     """The bytes of an answer, and what a part of its body says."""
 
     data: bytes
@@ -164,28 +178,28 @@ def gunzip(body: bytes) -> bytes:
     return zlib.decompressobj(wbits=31).decompress(body)
 
 
-def chunked_answer(said: list[Event]) -> Answer:
-    return Answer(head(200, {"Transfer-Encoding": "chunked"}) + chunked(lines(said)), unchunk)
+def chunked_answer(said: list[Event]) -> Sent:
+    return Sent(head(200, {"Transfer-Encoding": "chunked"}) + chunked(lines(said)), unchunk)
 
 
-def length_answer(said: list[Event]) -> Answer:
+def length_answer(said: list[Event]) -> Sent:
     body = b"".join(lines(said))
-    return Answer(head(200, {"Content-Length": str(len(body))}) + body, bytes)
+    return Sent(head(200, {"Content-Length": str(len(body))}) + body, bytes)
 
 
-def close_answer(said: list[Event]) -> Answer:
-    return Answer(head(200, {"Connection": "close"}) + b"".join(lines(said)), bytes)
+def close_answer(said: list[Event]) -> Sent:
+    return Sent(head(200, {"Connection": "close"}) + b"".join(lines(said)), bytes)
 
 
-def gzip_chunked_answer(said: list[Event]) -> Answer:
-    return Answer(
+def gzip_chunked_answer(said: list[Event]) -> Sent:
+    return Sent(
         head(200, {"Content-Encoding": "gzip", "Transfer-Encoding": "chunked"}) + chunked(gzip_pieces(said)),
         lambda body: gunzip(unchunk(body)),
     )
 
 
-def gzip_close_answer(said: list[Event]) -> Answer:
-    return Answer(head(200, {"Content-Encoding": "gzip", "Connection": "close"}) + b"".join(gzip_pieces(said)), gunzip)
+def gzip_close_answer(said: list[Event]) -> Sent:
+    return Sent(head(200, {"Content-Encoding": "gzip", "Connection": "close"}) + b"".join(gzip_pieces(said)), gunzip)
 
 
 def gzip_pieces(said: list[Event]) -> Iterator[bytes]:
@@ -199,10 +213,12 @@ def gzip_pieces(said: list[Event]) -> Iterator[bytes]:
 ANSWERS = [chunked_answer, length_answer, close_answer, gzip_chunked_answer, gzip_close_answer]
 
 
-async def check(bench: Bench, said: list[Event], answer: Answer, size: int, script: Script) -> None:
-    """Let the answer be cut there; all must be as `Answer.cut` says."""
+async def check(
+    bench: Bench, said: list[Event], answer: Sent, size: int, script: Script, *, slowly: bool = False
+) -> None:
+    """Let the answer be cut there; all must be as `Sent.cut` says."""
     expected, text = answer.cut(said, size)
-    outcome, stored = await bench.ask(script)
+    outcome, stored = await bench.ask(script, slowly=slowly)
 
     assert stored == 1
     if expected is None:
@@ -215,7 +231,7 @@ async def check(bench: Bench, said: list[Event], answer: Answer, size: int, scri
     assert (outcome.delivery, outcome.partial) == (expected, text), size
 
 
-def cut_at(answer: Answer, size: int, end: End) -> Script:
+def cut_at(answer: Sent, size: int, end: End) -> Script:
     """Return the script; a connection whose answer is whole is kept, so that its end meets no other turn."""
     script = Script(answer.data)
     return script if size == len(answer.data) and b"close" not in answer.data else script.cut(size, end)
@@ -223,12 +239,13 @@ def cut_at(answer: Answer, size: int, end: End) -> Script:
 
 @pytest.mark.parametrize("make", ANSWERS)
 @EACH_END
-async def test_answer_is_cut_at_every_byte(make: Callable[[list[Event]], Answer], end: End) -> None:
-    """An exact verdict and an exact text for each of them."""
+@pytest.mark.parametrize("slowly", [False, True])
+async def test_answer_is_cut_at_every_byte(make: Callable[[list[Event]], Sent], end: End, slowly: bool) -> None:
+    """An exact verdict and an exact text for each of them, whether or not the reader is there in time."""
     answer = make(SAID)
     async with Bench() as bench:
         for size in range(len(answer.data) + 1):
-            await check(bench, SAID, answer, size, cut_at(answer, size, end))
+            await check(bench, SAID, answer, size, cut_at(answer, size, end), slowly=slowly)
 
 
 TOKENS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9), max_size=9)
@@ -240,7 +257,7 @@ CUTS = st.tuples(
 @settings(max_examples=25)
 @given(TOKENS, st.sampled_from(ANSWERS), st.lists(CUTS, min_size=1, max_size=12))
 def test_any_answer_is_cut_anywhere(
-    tokens: list[str], make: Callable[[list[Event]], Answer], cuts: list[tuple[float, End, list[int] | None]]
+    tokens: list[str], make: Callable[[list[Event]], Sent], cuts: list[tuple[float, End, list[int] | None]]
 ) -> None:
     """The same for any reply, in any pieces."""
     said = events(*tokens)
