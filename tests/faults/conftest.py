@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aheadless import ChatClient, Retrying
-from aheadless.testing import ScriptedServer
 from tests.conftest import MakeClient
-from tests.faults.support import FAST
+from tests.faults.asking import FAST
 
 
 @pytest.fixture
@@ -22,9 +21,3 @@ def make(make_client: MakeClient, retries: list[Retrying]) -> MakeClient:
         return make_client(url, **{"retry": FAST, "on_retry": retries.append, **options})
 
     return make
-
-
-@pytest.fixture
-def client(scripted: ScriptedServer, make: MakeClient) -> ChatClient:
-    """A client of the scripted server."""
-    return make(scripted.url)

@@ -31,7 +31,7 @@ from aheadless import (
 )
 from aheadless._http import Answer
 from aheadless.testing import Script, ScriptedServer, chunked, events, head, json_answer, lines
-from tests.faults.support import AC, NS, RJ, UN
+from tests.faults.asking import AC, NS, RJ, UN
 from tests.support import KEY
 
 End: TypeAlias = Literal["fin", "rst"]

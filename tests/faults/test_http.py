@@ -37,12 +37,18 @@ from aheadless.testing import (
     stream_answer,
 )
 from tests.conftest import MakeClient
-from tests.faults.support import AC, HELLO, REST, RJ, UN, WHOLE, fail, now, virtually
+from tests.faults.asking import AC, HELLO, REST, RJ, UN, WHOLE, fail, now, virtually
 from tests.support import KEY
 from tests.test_http import chain
 
 HEAD = head(200, {"Content-Type": "application/x-ndjson", "Transfer-Encoding": "chunked"})
 REFUSAL = {"error": "no \x1b way"}
+
+
+@pytest.fixture
+def client(scripted: ScriptedServer, make: MakeClient) -> ChatClient:
+    """A client that may try three times."""
+    return make(scripted.url)
 
 
 # --- no HTTP ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from aheadless import ChatClient, ReplyStream, Retry, StreamInterruptedError
 from aheadless._http import Answer
 from aheadless.testing import Script, ScriptedServer, events, stream_answer
-from tests.faults.support import AC
+from tests.faults.asking import AC
 from tests.support import KEY
 
 STREAMS = 1000

@@ -27,9 +27,15 @@ from aheadless import (
 )
 from aheadless.testing import Script, ScriptedServer, chunked, events, lines, stream_answer
 from tests.conftest import MakeClient
-from tests.faults.support import AC, FIRST, HELLO, NS, UN, WHOLE, fail, now, virtually
+from tests.faults.asking import AC, FIRST, HELLO, NS, UN, WHOLE, fail, now, virtually
 
 ENDS = pytest.mark.parametrize("end", ["fin", "rst"])
+
+
+@pytest.fixture
+def client(scripted: ScriptedServer, make: MakeClient) -> ChatClient:
+    """A client that may try three times."""
+    return make(scripted.url)
 
 
 @pytest.fixture

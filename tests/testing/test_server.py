@@ -114,6 +114,17 @@ async def test_left(scripted: ScriptedServer, wire: Wire) -> None:
     assert first.left_at == second.left_at is not None
 
 
+async def test_left_before_it_was_read(scripted: ScriptedServer) -> None:
+    """The log has a request, and that its client has left, even if both came at once."""
+    async with Wire(scripted) as wire:
+        wire.writer.write(POST)
+        wire.writer.write_eof()
+
+    request = await scripted.arrived(1)
+    await request.left.wait()
+    assert request.whole
+
+
 async def test_pieces(scripted: ScriptedServer) -> None:
     """Each is a packet of its own, which a reader that keeps up gets alone."""
     found: list[bytes] = []

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -186,7 +186,7 @@ class _Connection(asyncio.Protocol):
         self._accepted = accepted
         self._received = bytearray()
         self._changed = asyncio.Event()
-        self._gone = asyncio.get_running_loop().create_future()
+        self._gone: asyncio.Future[float] = asyncio.get_running_loop().create_future()  # when the connection was closed
         self._requests: list[Request] = []
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
@@ -220,21 +220,24 @@ class _Connection(asyncio.Protocol):
         self._writable.set()
 
     def _leave(self) -> None:
+        if not self._gone.done():
+            self._gone.set_result(asyncio.get_running_loop().time())
+        self._note_leave()
+
+    def _note_leave(self) -> None:
         if self._gone.done():
-            return
-        self._gone.set_result(None)
-        now = asyncio.get_running_loop().time()
-        for request in self._requests:
-            request.left_at = now
-            request.left.set()
+            for request in self._requests:
+                request.left_at = self._gone.result()
+                request.left.set()
 
     # --- for the server ---
 
     async def unless_gone(self, waiting: Coroutine[object, object, object]) -> None:
         """Wait for something as long as the client is there; raise _Gone when it leaves."""
         task = asyncio.ensure_future(waiting)
+        either: set[asyncio.Future[Any]] = {task, self._gone}
         try:
-            await asyncio.wait({task, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             finished = task.done()
             task.cancel()
@@ -268,6 +271,7 @@ class _Connection(asyncio.Protocol):
         except ValueError:
             raise _Gone from None
         self._requests.append(request)
+        self._note_leave()  # the client may have written it and left before it was read
         del self._received[: end + 4]
         while len(self._received) < length and limit is None:
             self._changed.clear()
