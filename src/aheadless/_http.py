@@ -90,6 +90,7 @@ class _Evidence:
     """What aiohttp's trace told of one request."""
 
     on_connected: Callable[[], None] | None = None
+    on_news: Callable[[Delivery], None] | None = None
     traced: bool = False
     sent: bool = False
 
@@ -98,11 +99,17 @@ class _Evidence:
         """Unless the trace shows that no header was written, the message may have arrived."""
         return Delivery.NOT_SENT if self.traced and not self.sent else Delivery.UNKNOWN
 
+    def tell(self) -> None:
+        """Tell whoever waits for the answer, and may give up on it, how the delivery stands."""
+        if self.on_news is not None:
+            self.on_news(self.delivery)
+
 
 def _make_trace() -> aiohttp.TraceConfig:
     async def started(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None:
             evidence.traced = True
+            evidence.tell()
 
     async def connected(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None and evidence.on_connected is not None:
@@ -111,6 +118,7 @@ def _make_trace() -> aiohttp.TraceConfig:
     async def sent(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None:
             evidence.sent = True
+            evidence.tell()
 
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(started)
@@ -372,8 +380,13 @@ class Transport:
         self._max_connections = max_connections
         self._trace: aiohttp.TraceConfig | None = None
 
-    async def open_stream(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts) -> Answer:
+    async def open_stream(
+        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: Callable[[Delivery], None]
+    ) -> Answer:
         """Post a question and return its answer as soon as the headers are there and tell of a success.
+
+        `on_news` hears how the delivery stands while this waits, if that can be told; when it hears that the message
+        may have arrived, nothing was written yet, and what it raises keeps it so.
 
         Raises ConnectError, ConnectionLostError, RequestTimeoutError, StatusError or ProtocolError, each with its
         verdict on the delivery. If cancelled, the connection is closed, and the message may have been stored.
@@ -381,11 +394,13 @@ class Transport:
         limits = _Limits.start(
             connect=timeouts.connect, wait=timeouts.first_token, phase="first_token", total=timeouts.total
         )
-        return await self._request("POST", path, key, limits, accept="application/x-ndjson", body=body)
+        return await self._request("POST", path, key, limits, accept="application/x-ndjson", body=body, on_news=on_news)
 
-    async def post(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts) -> bytes:
-        """Post a question and return the body of the JSON answer. Errors and cancel: as :meth:`open_stream`."""
-        return await self._fetch("POST", path, key, timeouts, body=body)
+    async def post(
+        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: Callable[[Delivery], None]
+    ) -> bytes:
+        """Post a question and return the body of the JSON answer. News, errors, cancel: as :meth:`open_stream`."""
+        return await self._fetch("POST", path, key, timeouts, body=body, on_news=on_news)
 
     async def get(self, path: str, key: Key | None, *, timeouts: Timeouts) -> bytes:
         """Return the body of the JSON answer to a GET. Errors and cancel: as :meth:`open_stream`."""
@@ -403,9 +418,18 @@ class Transport:
         elif self._trace in self._session.trace_configs:
             self._session.trace_configs.remove(self._trace)
 
-    async def _fetch(self, method: str, path: str, key: Key | None, timeouts: Timeouts, *, body: bytes | None) -> bytes:
+    async def _fetch(
+        self,
+        method: str,
+        path: str,
+        key: Key | None,
+        timeouts: Timeouts,
+        *,
+        body: bytes | None,
+        on_news: Callable[[Delivery], None] | None = None,
+    ) -> bytes:
         limits = _Limits.start(connect=timeouts.connect, wait=timeouts.send, phase="total", total=None)
-        answer = await self._request(method, path, key, limits, accept="application/json", body=body)
+        answer = await self._request(method, path, key, limits, accept="application/json", body=body, on_news=on_news)
         try:
             content = await _read_up_to(answer, MAX_JSON_BODY + 1, limits.wait_until)
         except TimeoutError:
@@ -419,7 +443,15 @@ class Transport:
         return content
 
     async def _request(
-        self, method: str, path: str, key: Key | None, limits: _Limits, *, accept: str, body: bytes | None
+        self,
+        method: str,
+        path: str,
+        key: Key | None,
+        limits: _Limits,
+        *,
+        accept: str,
+        body: bytes | None,
+        on_news: Callable[[Delivery], None] | None,
     ) -> Answer:
         session = self._open_session()
         headers: dict[str, str] = {"User-Agent": USER_AGENT, **self._headers, "Accept": accept}
@@ -429,7 +461,7 @@ class Transport:
             headers["Content-Type"] = "application/json"
         if key is not None:
             headers[key.header] = _HeaderValue(key.secret.reveal())
-        evidence = _Evidence()
+        evidence = _Evidence(on_news=on_news)
         failure: AheadlessError | None = None
         response = None
         scope = asyncio.timeout_at(limits.current)
@@ -458,7 +490,7 @@ class Transport:
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as exc:
             failure = _request_failure(exc, evidence, self.base_url)
         finally:
-            evidence.on_connected = None
+            evidence.on_connected = evidence.on_news = None
         if failure is not None:
             # Raised here and not in the handler, so that it has no context: see the top of this module.
             raise failure

@@ -400,6 +400,10 @@ class ReplyStream:
     def note_delivery(self, delivery: Delivery) -> None:
         """Take note of what has become of the message so far, for an end that comes from outside."""
         self._delivery = delivery
+
+    def note_request(self) -> None:
+        """Take note that a request is about to be made; whether it arrives is not known until told otherwise."""
+        self._delivery = Delivery.UNKNOWN
         self._sent_at = self._now()
 
     def abandon(self) -> None:

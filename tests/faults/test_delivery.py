@@ -10,8 +10,9 @@ import asyncio
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import aiohttp
 import attrs
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,9 @@ from hypothesis import strategies as st
 
 from aheadless import (
     AheadlessError,
+    AuthenticationError,
     ChatClient,
+    ConnectError,
     ConnectionLostError,
     Delivery,
     Event,
@@ -27,7 +30,9 @@ from aheadless import (
     RejectedError,
     Reply,
     Retry,
+    Retrying,
     StreamInterruptedError,
+    StreamStoppedError,
 )
 from aheadless._http import Answer
 from aheadless.testing import Script, ScriptedServer, chunked, events, head, json_answer, lines
@@ -139,6 +144,95 @@ async def test_refusal_is_cut_at_every_byte(status: int, end: End) -> None:
 
             assert isinstance(error, AheadlessError)
             assert error.delivery is (RJ if size >= whole else UN), size
+
+
+class Connecting:
+    """Holds connections back, once they are there, until the test lets them go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.connected = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.on_go: Callable[[], None] = lambda: None
+        connect: Any = aiohttp.TCPConnector.connect
+
+        async def connect_held(*args: Any) -> Any:
+            connection = await connect(*args)
+            self.connected.set()
+            try:
+                await self.go_on.wait()
+            except asyncio.CancelledError:
+                connection.close()
+                raise
+            self.on_go()
+            return connection
+
+        monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect_held)
+
+
+@pytest.mark.parametrize("by", ["stop", "aclose", "cancel"])
+async def test_ended_while_connecting(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """Nothing was written, and what the turn is told says so."""
+    connecting = Connecting(monkeypatch)
+    async with Bench() as bench:
+        chat = bench.client.chat("s")
+        stream = chat.stream("Hi")
+        task = asyncio.create_task(stream.reply())
+        await connecting.connected.wait()
+
+        if by == "aclose":
+            await bench.client.aclose()
+        elif by == "stop":
+            stream.stop()
+        else:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if by == "cancel" else AheadlessError) as caught:
+            await task
+
+        assert getattr(caught.value, "delivery", NS) is NS
+        with pytest.raises(AheadlessError) as seen:
+            await stream
+        assert seen.value.delivery is NS
+        assert bench.server.requests == []
+
+
+async def test_stopped_in_the_moment_of_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is there and the request about to go; as it was said not to be sent, it is not."""
+    connecting = Connecting(monkeypatch)
+    async with Bench() as bench:
+        stream = bench.client.chat("s").stream("Hi")
+        connecting.on_go = stream.stop
+        connecting.go_on.set()
+
+        with pytest.raises(StreamStoppedError) as caught:
+            await stream
+
+        assert caught.value.delivery is NS
+        connecting.on_go = lambda: None
+        assert (await bench.client.chat("s").stream("Hi")).text == "Hello world"
+        assert len(bench.server.requests) == 1
+
+
+@pytest.mark.parametrize("last", ["refused", "gone"])
+async def test_an_earlier_attempt_may_have_arrived(last: str) -> None:
+    """The verdict is that of all attempts: where duplicates are allowed, the last one does not speak for the first."""
+    retry = Retry(attempts=2, base=0.001, may_duplicate=True)
+    told: list[Delivery] = []
+    async with ScriptedServer() as server:
+
+        async def on_retry(retrying: Retrying) -> None:
+            told.append(retrying.error.delivery)
+            if last == "gone":
+                await server.aclose()
+
+        server.add(Script(end="fin"), Script(json_answer({}, status=401)))
+        async with ChatClient(server.url, api_key=KEY, retry=retry, on_retry=on_retry) as client:
+            with pytest.raises(AheadlessError) as caught:
+                await client.chat("s").stream("Hi")
+
+    assert type(caught.value) is (ConnectError if last == "gone" else AuthenticationError)
+    assert caught.value.delivery is UN
+    assert told == [UN]
+    assert len(server.stored) == 1
 
 
 # --- the answer -------------------------------------------------------------------------------------------------------
