@@ -56,6 +56,7 @@ from aheadless.protocol.codec import (
 )
 from aheadless.protocol.events import Done, Start
 from aheadless.protocol.ndjson import parse_object
+from aheadless.protocol.turn import TurnState
 
 if TYPE_CHECKING:
     import ssl as ssl_module
@@ -483,6 +484,7 @@ class _Question:
     json: bool
     give_up_at: float | None = attrs.field(default=None, init=False)
     recorded: bool = attrs.field(default=False, init=False)
+    unsure: bool = attrs.field(default=False, init=False)  # whether an earlier attempt may have arrived
 
     @property
     def session_id(self) -> str:
@@ -511,13 +513,16 @@ class _Question:
                 source = await self._send_paced(stream)
             except AheadlessError as exc:
                 asked = (exc.retry_after or 0.0) if isinstance(exc, StatusError) else 0.0
-                if asked > core.max_wait or not core.retry.allows(exc, attempt) or not core.budget.spend():
+                again = asked <= core.max_wait and core.retry.allows(exc, attempt) and core.budget.spend()
+                exc.delivery = self._verdict(exc.delivery)
+                if not again:
                     raise
                 error = exc
             else:
                 core.budget.earn()
                 return source
             delay = max(core.retry.pause(attempt, random.random), asked)
+            self.unsure = error.delivery is Delivery.UNKNOWN
             stream.note_delivery(error.delivery)
             logger.info("attempt %d for %s failed (%s), next in %.1f s", attempt, self.session_id, error, delay)
             await call(core.on_retry, Retrying(self.session_id, attempt, delay, error))
@@ -531,14 +536,14 @@ class _Question:
         while True:
             leave = await self._wait_for_leave(pacer, refusal)
             counted = True
-            stream.note_delivery(Delivery.UNKNOWN)
+            stream.note_request()
             try:
-                source = await self._post()
+                source = await self._post(stream)
             except RateLimitError as exc:
                 counted = False
                 refusal = exc
                 pacer.refused(leave, exc.retry_after)
-                stream.note_delivery(Delivery.REJECTED)
+                stream.note_delivery(self._verdict(Delivery.REJECTED))
             except AheadlessError as exc:
                 counted = exc.delivery is not Delivery.NOT_SENT
                 if isinstance(exc, StatusError):
@@ -571,14 +576,26 @@ class _Question:
             raise refusal
         raise RateLimitError(f"the rate limit left no room within {core.max_wait:.0f} s", delivery=Delivery.NOT_SENT)
 
-    async def _post(self) -> Source:
-        transport = self.core.transport
+    async def _post(self, stream: ReplyStream) -> Source:
+        def on_news(delivery: Delivery) -> None:
+            if stream.state is not TurnState.WAITING:
+                # It was ended from outside as not sent, and this comes before anything is.
+                raise TimeoutError
+            stream.note_delivery(self._verdict(delivery))
+
+        transport, timeouts = self.core.transport, self.timeouts
         if not self.json:
-            return await transport.open_stream(self.core.endpoint, self.body, self.key, timeouts=self.timeouts)
-        reply = decode_reply(await transport.post("/v1/chat", self.body, self.key, timeouts=self.timeouts))
+            return await transport.open_stream(
+                self.core.endpoint, self.body, self.key, timeouts=timeouts, on_news=on_news
+            )
+        reply = decode_reply(await transport.post("/v1/chat", self.body, self.key, timeouts=timeouts, on_news=on_news))
         return _Whole(
             encode_event(Start(reply.conversation_id)) + encode_event(Done(reply.text, reply.conversation_id))
         )
+
+    def _verdict(self, delivery: Delivery) -> Delivery:
+        """Return what is known of all attempts, from what is known of the last."""
+        return Delivery.UNKNOWN if self.unsure and delivery is not Delivery.ACCEPTED else delivery
 
     def settle(self, stream: ReplyStream, outcome: Outcome) -> None:
         if isinstance(outcome, AheadlessError):

@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import aiohttp
 import attrs
@@ -46,6 +47,8 @@ from aheadless.protocol.ndjson import MAX_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from aiohttp.client_proto import ResponseHandler
 
     from aheadless._options import Secret, Timeouts
     from aheadless.exceptions import Phase
@@ -88,6 +91,7 @@ class _Evidence:
     """What aiohttp's trace told of one request."""
 
     on_connected: Callable[[], None] | None = None
+    on_news: Callable[[Delivery], None] | None = None
     traced: bool = False
     sent: bool = False
 
@@ -96,11 +100,17 @@ class _Evidence:
         """Unless the trace shows that no header was written, the message may have arrived."""
         return Delivery.NOT_SENT if self.traced and not self.sent else Delivery.UNKNOWN
 
+    def tell(self) -> None:
+        """Tell whoever waits for the answer, and may give up on it, how the delivery stands."""
+        if self.on_news is not None:
+            self.on_news(self.delivery)
+
 
 def _make_trace() -> aiohttp.TraceConfig:
     async def started(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None:
             evidence.traced = True
+            evidence.tell()
 
     async def connected(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None and evidence.on_connected is not None:
@@ -109,6 +119,7 @@ def _make_trace() -> aiohttp.TraceConfig:
     async def sent(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None:
             evidence.sent = True
+            evidence.tell()
 
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(started)
@@ -149,6 +160,7 @@ class Answer:
         self._deadline: float | None = None  # of the read that is waiting now
         self._timer: asyncio.TimerHandle | None = None
         self._taken = 0
+        self._watch(response.connection)
 
     async def read(self, deadline: float | None, /) -> bytes:
         """Return the bytes that are there, or wait for some; `b""` at the end of the body.
@@ -205,6 +217,33 @@ class Answer:
                 transport.close()  # it went on after `done`; the pool, which has it by now, passes it over
 
         self._content.on_eof(ended)
+
+    def _watch(self, connection: aiohttp.connector.Connection | None) -> None:
+        """See to it that a reader does not wait for a connection that is gone.
+
+        aiohttp leaves it waiting when the framing breaks after the head: it closes the connection and tells nobody
+        (seen on 3.14.5).
+        """
+        protocol = None if connection is None else connection.protocol
+        if protocol is None or self._content.is_eof():
+            return
+        content = self._content
+
+        def gone(closed: asyncio.Future[None] | None = None) -> None:
+            if closed is not None and not closed.cancelled():
+                closed.exception()  # not to be reported as never retrieved
+            if not content.is_eof() and content.exception() is None:
+                content.set_exception(protocol.exception() or aiohttp.ServerDisconnectedError())
+
+        if (closed := protocol.closed) is None:
+            gone()
+            return
+        closed.add_done_callback(gone)
+
+        def ended() -> None:
+            closed.remove_done_callback(gone)
+
+        content.on_eof(ended)
 
     def _arm(self, deadline: float | None) -> None:
         # One timer, moved when it rings: a new one for each read would cost more than the read.
@@ -288,6 +327,38 @@ class Key:
     secret: Secret
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Gives out no connection of which it can be told that a request has no business on it."""
+
+    def __init__(self, *, limit: int) -> None:
+        # One of its other parameters has a type that aiohttp leaves open.
+        super().__init__(limit=limit, keepalive_timeout=KEEPALIVE)  # pyright: ignore[reportUnknownMemberType]
+        self._used: WeakSet[ResponseHandler] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> aiohttp.connector.Connection:
+        """Return a connection that is still open and, if it was used before, on which nothing has come since.
+
+        aiohttp would take what came meanwhile for the answer to the next request (seen on 3.14.5), and write a request
+        to what is closed already, after which nobody could tell that it was not sent.
+        """
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            assert protocol is not None  # noqa: S101 - only a closed connection has none
+            used = protocol in self._used
+            if protocol.is_connected() and not (used and protocol.should_close):
+                self._used.add(protocol)
+                return connection
+            connection.close()
+            if not used:
+                raise aiohttp.ClientConnectionError("closed as soon as it was open")
+
+
 class Transport:
     """Send requests to one base URL."""
 
@@ -315,8 +386,13 @@ class Transport:
         self._max_connections = max_connections
         self._trace: aiohttp.TraceConfig | None = None
 
-    async def open_stream(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts) -> Answer:
+    async def open_stream(
+        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: Callable[[Delivery], None]
+    ) -> Answer:
         """Post a question and return its answer as soon as the headers are there and tell of a success.
+
+        `on_news` hears how the delivery stands while this waits, if that can be told; when it hears that the message
+        may have arrived, nothing was written yet, and what it raises keeps it so.
 
         Raises ConnectError, ConnectionLostError, RequestTimeoutError, StatusError or ProtocolError, each with its
         verdict on the delivery. If cancelled, the connection is closed, and the message may have been stored.
@@ -324,11 +400,13 @@ class Transport:
         limits = _Limits.start(
             connect=timeouts.connect, wait=timeouts.first_token, phase="first_token", total=timeouts.total
         )
-        return await self._request("POST", path, key, limits, accept="application/x-ndjson", body=body)
+        return await self._request("POST", path, key, limits, accept="application/x-ndjson", body=body, on_news=on_news)
 
-    async def post(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts) -> bytes:
-        """Post a question and return the body of the JSON answer. Errors and cancel: as :meth:`open_stream`."""
-        return await self._fetch("POST", path, key, timeouts, body=body)
+    async def post(
+        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: Callable[[Delivery], None]
+    ) -> bytes:
+        """Post a question and return the body of the JSON answer. News, errors, cancel: as :meth:`open_stream`."""
+        return await self._fetch("POST", path, key, timeouts, body=body, on_news=on_news)
 
     async def get(self, path: str, key: Key | None, *, timeouts: Timeouts) -> bytes:
         """Return the body of the JSON answer to a GET. Errors and cancel: as :meth:`open_stream`."""
@@ -346,9 +424,18 @@ class Transport:
         elif self._trace in self._session.trace_configs:
             self._session.trace_configs.remove(self._trace)
 
-    async def _fetch(self, method: str, path: str, key: Key | None, timeouts: Timeouts, *, body: bytes | None) -> bytes:
+    async def _fetch(
+        self,
+        method: str,
+        path: str,
+        key: Key | None,
+        timeouts: Timeouts,
+        *,
+        body: bytes | None,
+        on_news: Callable[[Delivery], None] | None = None,
+    ) -> bytes:
         limits = _Limits.start(connect=timeouts.connect, wait=timeouts.send, phase="total", total=None)
-        answer = await self._request(method, path, key, limits, accept="application/json", body=body)
+        answer = await self._request(method, path, key, limits, accept="application/json", body=body, on_news=on_news)
         try:
             content = await _read_up_to(answer, MAX_JSON_BODY + 1, limits.wait_until)
         except TimeoutError:
@@ -362,7 +449,15 @@ class Transport:
         return content
 
     async def _request(
-        self, method: str, path: str, key: Key | None, limits: _Limits, *, accept: str, body: bytes | None
+        self,
+        method: str,
+        path: str,
+        key: Key | None,
+        limits: _Limits,
+        *,
+        accept: str,
+        body: bytes | None,
+        on_news: Callable[[Delivery], None] | None,
     ) -> Answer:
         try:
             return await self._open(method, path, key, limits, accept=accept, body=body)
@@ -382,7 +477,7 @@ class Transport:
             headers["Content-Type"] = "application/json"
         if key is not None:
             headers[key.header] = _HeaderValue(key.secret.reveal())
-        evidence = _Evidence()
+        evidence = _Evidence(on_news=on_news)
         failure: AheadlessError | None = None
         response = None
         scope = asyncio.timeout_at(limits.current)
@@ -411,14 +506,14 @@ class Transport:
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as exc:
             failure = _request_failure(exc, evidence, self.base_url)
         finally:
-            evidence.on_connected = None
+            evidence.on_connected = evidence.on_news = None
         if failure is not None:
             # Raised here and not in the handler, so that it has no context: see the top of this module.
             raise failure
         assert response is not None  # noqa: S101 - for the type checker
         answer = Answer(response, self._lingering, first_token_at=limits.wait_until, total_at=limits.total_at)
         if response.status != HTTPStatus.OK or response.content_type == "text/html":
-            await _refuse(response, answer)
+            await _refuse(response, answer, key)
         return answer
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -426,7 +521,7 @@ class Transport:
             raise ClientClosedError("the client is closed")
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=KEEPALIVE),
+                connector=_Connector(limit=self._max_connections),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
@@ -489,7 +584,8 @@ def _request_failure(exc: Exception, evidence: _Evidence, base_url: str) -> Ahea
 
 
 def _connect_failure(exc: aiohttp.ClientConnectorError, base_url: str) -> ConnectError:
-    said = snippet(str(exc.os_error))
+    # A reset in the middle of a TLS handshake comes without a text.
+    said = snippet(str(exc.os_error) or type(exc.os_error).__name__)
     match exc:
         case aiohttp.ClientConnectorCertificateError():
             said = snippet(str(exc.certificate_error))
@@ -507,10 +603,12 @@ def _connect_failure(exc: aiohttp.ClientConnectorError, base_url: str) -> Connec
 def _body_failure(exc: Exception) -> AheadlessError:
     if isinstance(exc, OSError) or "not completed" in str(exc) or not isinstance(exc, _BROKEN_BODY):
         return ConnectionLostError("the connection was lost in the middle of the answer")
-    return ProtocolError(f"the body cannot be decoded: {snippet(str(exc))}")
+    # Their text begins with a status of 400, which no server has sent.
+    said = exc.message if isinstance(exc, HttpProcessingError) else str(exc)
+    return ProtocolError(f"the body cannot be decoded: {snippet(said)}")
 
 
-async def _refuse(response: aiohttp.ClientResponse, answer: Answer) -> None:
+async def _refuse(response: aiohttp.ClientResponse, answer: Answer, key: Key | None) -> None:
     """Raise what a response that is no success means; 204 is a stream without events and passes."""
     status = response.status
     if status == HTTPStatus.NO_CONTENT:
@@ -523,6 +621,7 @@ async def _refuse(response: aiohttp.ClientResponse, answer: Answer) -> None:
         pass  # the status says enough
     finally:
         answer.close()
+    body = _without(key, body)
     detail = _detail(body)
     if status == HTTPStatus.OK:
         raise ProtocolError(f"expected a chat answer, got a web page: {detail}")
@@ -533,6 +632,11 @@ async def _refuse(response: aiohttp.ClientResponse, answer: Answer) -> None:
         raise ProtocolError(f"{status} is no answer of this API: {detail}")
     retry_after = parse_retry_after(response.headers.get("Retry-After"), datetime.now(timezone.utc))
     raise _status_error(status, detail, retry_after)
+
+
+def _without(key: Key | None, body: bytes) -> bytes:
+    """Return a body in which the key is stars: error pages for developers print the request's headers."""
+    return body if key is None else body.replace(key.secret.reveal().encode("ascii"), b"***")
 
 
 _ERRORS: Final[dict[int, type[StatusError]]] = {

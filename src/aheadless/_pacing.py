@@ -159,9 +159,10 @@ class Pacer:
         """Take note of a 429: all wait for `retry_after` seconds, or for a while of our own choosing."""
         if leave.round != self._round:
             return  # it was on its way when the cool-down began
-        if retry_after is None:
+        if retry_after is None or self._refusals:
+            # A server that keeps saying "now" is not taken at its word twice.
             longest = min(LONGEST_COOL_DOWN, FIRST_COOL_DOWN * 2.0 ** min(self._refusals, 10))
-            retry_after = longest * (1 + self._chance()) / 2
+            retry_after = max(retry_after or 0.0, longest * (1 + self._chance()) / 2)
         self._round += 1
         self._refusals += 1
         self._allowance = 1

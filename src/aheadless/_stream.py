@@ -416,6 +416,10 @@ class ReplyStream:
         if isinstance(self._outcome, AheadlessError):
             raise self._outcome
         self._delivery = delivery
+
+    def note_request(self) -> None:
+        """Take note that a request is about to be made; whether it arrives is not known until told otherwise."""
+        self._delivery = Delivery.UNKNOWN
         self._sent_at = self._now()
 
     def abandon(self) -> None:

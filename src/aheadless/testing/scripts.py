@@ -24,6 +24,7 @@ __all__ = [
     "Script",
     "chunked",
     "events",
+    "gzip_bomb",
     "gzipped",
     "head",
     "json_answer",
@@ -58,11 +59,20 @@ class Script:
     interval: float = attrs.field(default=0.01, kw_only=True)
 
     read: int | None = attrs.field(default=None, kw_only=True)
-    """Answer, or end, after this many bytes of the request instead of after the whole; 0: before reading at all."""
+    """Answer, or end, after this many bytes of the request instead of after the whole.
+
+    0: before reading at all, if the script is the next one when the connection is made.
+    """
 
     def cut(self, size: int, end: End = "fin") -> Script:
         """Return this script broken off after `size` bytes."""
         return attrs.evolve(self, data=self.data[:size], end=end)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether this answer says that nothing was stored: 3xx, 4xx, or 503 with a `Retry-After`."""
+        status = self.data[9:12]
+        return status[:1] in {b"3", b"4"} or (status == b"503" and b"\r\nretry-after:" in self.data.lower())
 
     def slices(self) -> Iterable[tuple[int, bytes]]:
         """Return the data as it is to be written, each piece with its offset; a gate begins a piece."""
@@ -139,3 +149,12 @@ def gzipped(data: bytes) -> bytes:
     """Return the data compressed as `Content-Encoding: gzip` wants it."""
     compressor = zlib.compressobj(wbits=31)
     return compressor.compress(data) + compressor.flush()
+
+
+def gzip_bomb(size: int, filler: bytes = b" ") -> bytes:
+    """Return gzip that comes apart into `size` MiB of one character: a thousand times its own length."""
+    compressor = zlib.compressobj(wbits=31)
+    first = compressor.compress(filler * 2**20) + compressor.flush(zlib.Z_FULL_FLUSH)
+    again = compressor.compress(filler * 2**20) + compressor.flush(zlib.Z_FULL_FLUSH)
+    # Only the checksum at the end is not the right one, and nobody should get that far.
+    return first + again * (size - 1) + compressor.flush()

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -35,10 +35,16 @@ class Request:
     headers: tuple[tuple[str, str], ...]
     body: bytes = b""
     whole: bool = False
-    """Whether all of it was read: a real server has stored the message from here on."""
+    """Whether all of it was read."""
+
+    size: int = 0
+    """How many bytes of it were read, head and body."""
+
+    refused: bool = False
+    """Whether its script turns it away before a real server would have stored anything: see `Script.refuses`."""
 
     left: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
-    """Set once the client closed the connection."""
+    """Set once the connection is closed, by the client or as the script ends it."""
 
     left_at: float | None = None
     """When that was, in loop time."""
@@ -50,6 +56,8 @@ class Request:
 
 class ScriptedServer:
     """Answer each request by the next script, and those without one by a short whole stream.
+
+    It takes every path, method and key. What is no HTTP request costs its sender the connection.
 
     ::
 
@@ -80,8 +88,10 @@ class ScriptedServer:
 
     @property
     def stored(self) -> list[Request]:
-        """The chat requests that were read whole: the messages that a real server has stored."""
-        return [request for request in self.requests if request.method == "POST" and request.whole]
+        """The chat requests whose message a real server has stored: those read whole and not refused."""
+        return [
+            request for request in self.requests if request.method == "POST" and request.whole and not request.refused
+        ]
 
     @property
     def open_connections(self) -> int:
@@ -149,6 +159,7 @@ class ScriptedServer:
         script = script or Script(stream_answer(events("Hello", " world")))
         request = await connection.read_request(script.read)
         if request is not None:
+            request.refused = script.refuses
             self.requests.append(request)
         async with self._arrived:
             self._arrived.notify_all()
@@ -175,9 +186,8 @@ class _Connection(asyncio.Protocol):
         self._accepted = accepted
         self._received = bytearray()
         self._changed = asyncio.Event()
-        self._gone = asyncio.get_running_loop().create_future()
-        self._gone_at: float | None = None
-        self._request: Request | None = None
+        self._gone: asyncio.Future[float] = asyncio.get_running_loop().create_future()  # when the connection was closed
+        self._requests: list[Request] = []
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -211,22 +221,23 @@ class _Connection(asyncio.Protocol):
 
     def _leave(self) -> None:
         if not self._gone.done():
-            self._gone.set_result(None)
-            self._gone_at = asyncio.get_running_loop().time()
+            self._gone.set_result(asyncio.get_running_loop().time())
         self._note_leave()
 
     def _note_leave(self) -> None:
-        if self._request is not None and self._request.left_at is None and self._gone_at is not None:
-            self._request.left_at = self._gone_at
-            self._request.left.set()
+        if self._gone.done():
+            for request in self._requests:
+                request.left_at = self._gone.result()
+                request.left.set()
 
     # --- for the server ---
 
     async def unless_gone(self, waiting: Coroutine[object, object, object]) -> None:
         """Wait for something as long as the client is there; raise _Gone when it leaves."""
         task = asyncio.ensure_future(waiting)
+        either: set[asyncio.Future[Any]] = {task, self._gone}
         try:
-            await asyncio.wait({task, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             finished = task.done()
             task.cancel()
@@ -252,17 +263,22 @@ class _Connection(asyncio.Protocol):
             self._changed.clear()
             await self.unless_gone(self._changed.wait())
         first, *fields = self._received[:end].decode("latin-1").split("\r\n")
-        method, path, _version = first.split(" ", 2)
         headers = tuple((name, value.strip()) for name, _, value in (field.partition(":") for field in fields))
-        request = self._request = Request(method, path, headers)
+        try:
+            method, path, _version = first.split(" ", 2)
+            request = Request(method, path, headers)
+            length = int(request.header("content-length") or 0)
+        except ValueError:
+            raise _Gone from None
+        self._requests.append(request)
         self._note_leave()  # the client may have written it and left before it was read
         del self._received[: end + 4]
-        length = int(request.header("content-length") or 0)
         while len(self._received) < length and limit is None:
             self._changed.clear()
             await self.unless_gone(self._changed.wait())
         request.body = bytes(self._received[:length])
         request.whole = len(request.body) == length
+        request.size = end + 4 + len(request.body)
         del self._received[:length]
         return request
 
