@@ -215,7 +215,10 @@ class ReplyStream:
         return self.reply().__await__()
 
     async def reply(self) -> Reply:
-        """Read to the end and return the reply. A second call returns, or raises, the same."""
+        """Read to the end and return the reply. A second call returns, or raises, the same.
+
+        If cancelled, the turn is over as told above; cancelled in `on_done`, it is complete all the same.
+        """
         while await self.advance() is not None:
             pass
         if isinstance(self._outcome, Reply):
@@ -240,7 +243,8 @@ class ReplyStream:
     async def advance(self) -> Event | None:
         """Return the next event after the callbacks were called for it; None when the turn is over.
 
-        Raises what ended the turn, once; a turn that was stopped is over without an error.
+        Raises what ended the turn, once; a turn that was stopped is over without an error. If cancelled, the turn is
+        over as well: an event whose callbacks were not all called is in the snapshot, but is given to nobody.
         """
         with _Reading(self):
             if self._outcome is None:
@@ -563,7 +567,10 @@ class TextCursor(_Cursor[str]):
 
 
 class Subscription:
-    """The events of a stream for one more reader: an async iterator, to be closed when it is left early."""
+    """The events of a stream for one more reader: an async iterator, to be closed when it is left early.
+
+    If a reader is cancelled, no event is lost: the next one to ask gets it. The stream goes on.
+    """
 
     def __init__(self, maxsize: int, overflow: Overflow, leave: Callable[[Subscription], None]) -> None:
         if not isinstance(maxsize, int) or isinstance(maxsize, bool) or maxsize < 1:
