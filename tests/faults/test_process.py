@@ -30,7 +30,7 @@ async def program(code: str, url: str) -> AsyncIterator[asyncio.subprocess.Proce
         f"client = ChatClient({url!r}, api_key={KEY!r})\n"
     )
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-X", "dev", "-c", begin + code), stdout=-1, stderr=-1, stdin=-3
+        *(sys.executable, "-W", "error", "-c", begin + code), stdout=-1, stderr=-1, stdin=-3
     )
     try:
         yield process
