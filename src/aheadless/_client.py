@@ -306,7 +306,10 @@ class ChatClient:
         return chat
 
     async def health(self) -> Health:
-        """Ask `GET /health`; needs no key. Errors as for a chat, and ProtocolError for another kind of answer."""
+        """Ask `GET /health`; needs no key. Errors as for a chat, and ProtocolError for another kind of answer.
+
+        If cancelled, its connection is closed; there is nothing to undo.
+        """
         data = parse_object(await self._core.get("/health"))
         status = data.get("status")
         if not isinstance(status, str):
@@ -404,7 +407,8 @@ class Chat:
         """Send a message and return the reply in one piece, by `POST /v1/chat`.
 
         The callbacks are those of a stream, but as there are no tokens `on_token` is not called. Errors as for a
-        stream. If cancelled, the message may have been stored, and the server writes its reply all the same.
+        stream. If cancelled, the connection is closed and the turn recorded as interrupted; the message may have been
+        stored, and the server then writes its reply all the same.
         """
         return await self._ask(
             message, timeouts, on_busy, Callbacks.of(on_start, on_token, on_done, on_error), json=True

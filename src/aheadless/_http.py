@@ -460,14 +460,22 @@ class Transport:
         on_news: Callable[[Delivery], None] | None,
     ) -> Answer:
         try:
-            return await self._open(method, path, key, limits, accept=accept, body=body)
+            return await self._open(method, path, key, limits, accept=accept, body=body, on_news=on_news)
         except AheadlessError as exc:
             if key is not None:
                 hide(key.secret, exc)
             raise
 
     async def _open(
-        self, method: str, path: str, key: Key | None, limits: _Limits, *, accept: str, body: bytes | None
+        self,
+        method: str,
+        path: str,
+        key: Key | None,
+        limits: _Limits,
+        *,
+        accept: str,
+        body: bytes | None,
+        on_news: Callable[[Delivery], None] | None,
     ) -> Answer:
         session = self._open_session()
         headers: dict[str, str] = {"User-Agent": USER_AGENT, **self._headers, "Accept": accept}

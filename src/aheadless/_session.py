@@ -133,7 +133,10 @@ class Session:
 
 
 class SessionManager:
-    """The sessions that a client knows, the most recently used 10,000 of them."""
+    """The sessions that a client knows, the most recently used 10,000 of them.
+
+    Nothing here waits, so that a cancel cannot leave anything half-done.
+    """
 
     def __init__(self, *, history_limit: int, max_sessions: int = MAX_SESSIONS) -> None:
         self._history_limit = history_limit

@@ -217,7 +217,10 @@ class ReplyStream:
         return self.reply().__await__()
 
     async def reply(self) -> Reply:
-        """Read to the end and return the reply. A second call returns, or raises, the same."""
+        """Read to the end and return the reply. A second call returns, or raises, the same.
+
+        If cancelled, the turn is over as told above; cancelled in `on_done`, it is complete all the same.
+        """
         while await self.advance() is not None:
             pass
         if isinstance(self._outcome, Reply):
@@ -242,7 +245,9 @@ class ReplyStream:
     async def advance(self) -> Event | None:
         """Return the next event after the callbacks were called for it; None when the turn is over.
 
-        Raises what ended the turn, as often as it is asked; a turn that was stopped is over without an error.
+        Raises what ended the turn, as often as it is asked; a turn that was stopped is over without an error. If
+        cancelled, the turn is over as well: an event whose callbacks were not all called is in the snapshot, but is
+        given to nobody.
         """
         with _Reading(self):
             if self._outcome is None:
@@ -640,7 +645,10 @@ class _Mailbox:
 
 
 class Subscription:
-    """The events of a stream for one more reader: an async iterator that ends when it goes away."""
+    """The events of a stream for one more reader: an async iterator that is closed when it goes away.
+
+    If a reader is cancelled, no event is lost: the next one to ask gets it. The stream goes on.
+    """
 
     __slots__ = ("_mailbox", "_reading")
 

@@ -72,7 +72,8 @@ class Thread:
 class AdminClient:
     """Read the server's conversations; made by :attr:`ChatClient.admin`.
 
-    Errors and cancellation are those of any request of the client; nothing here changes anything.
+    Errors are those of any request of the client. Nothing here changes anything; if a call is cancelled, its connection
+    is closed.
     """
 
     def __init__(self, get: Callable[[str, Key], Awaitable[bytes]], key: Key) -> None:
