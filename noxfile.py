@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -37,6 +38,9 @@ IN_WHEEL: Final = (
     "licenses/LICENSE",
 )
 IN_SDIST: Final = ("README.md", "LICENSE", "noxfile.py", "docs/conf.py", "tests/conftest.py", "src/aheadless/py.typed")
+
+# In percent. What survives is mostly no change at all: "utf-8" as "UTF-8", None for a first False.
+LEAST_SCORE: Final = 93
 
 
 def find_pyenv() -> None:
@@ -136,6 +140,79 @@ def package(session: nox.Session) -> None:
     said = str(session.run(str(command), "demo", "--once", external=True, silent=True))
     if "overview.md" not in said:
         session.error(f"the demo did not answer from its documentation:\n{said}")
+
+
+# --- hardening: each is bounded, and told of in docs/explanation/hardening.md -----------------------------------------
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Ask for known vulnerabilities of all that users install; fail, too, if there was nobody to ask."""
+    session.install(".[cli,uvloop]", *nox.project.dependency_groups(PROJECT, "audit"))
+    # Two services that know the same advisories; some networks reach neither.
+    for service in ("osv", "pypi"):
+        said = session.run(
+            *("pip-audit", "--vulnerability-service", service, "--format", "json", "--progress-spinner", "off"),
+            silent=True,
+            stderr=subprocess.DEVNULL,  # a traceback of hundreds of lines when there is no such host
+            success_codes=[0, 1],
+        )
+        asked, vulnerable = read_audit(str(said))
+        if vulnerable:
+            session.error("known vulnerabilities:\n" + "\n".join(vulnerable))
+        if asked:
+            session.log(f"{service} knows of nothing in {asked} packages")
+            return
+        session.warn(f"{service} was not reached, or knows of none of the packages")
+    session.error("nobody could be asked: this says nothing of the dependencies, good or bad")
+
+
+def read_audit(said: str) -> tuple[int, list[str]]:
+    """Return how many packages were looked up, and what is wrong with them, from what pip-audit printed."""
+    line = next((line for line in said.splitlines() if line.startswith('{"dependencies"')), "{}")
+    # One that is skipped was not found; pip-audit takes that for a success.
+    found = [item for item in json.loads(line).get("dependencies", ()) if "skip_reason" not in item]
+    return len(found), [
+        f"{item['name']} {item['version']}: {vulnerability['id']}"
+        for item in found
+        for vulnerability in item.get("vulns", ())
+    ]
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the client with a state machine for some minutes, then the decoder for 60 s (or as the argument says)."""
+    install(session, "test", "fuzz")
+    session.run("pytest", "tests/fuzz", "--hypothesis-profile=fuzz", "-o", "faulthandler_timeout=1800")
+    corpus = Path(session.create_tmp(), "corpus").resolve()
+    session.run("python", "-m", "tests.fuzz.corpus", str(corpus))
+    seconds = session.posargs[0] if session.posargs else "60"
+    fuzzer = ("python", "-m", "tests.fuzz.fuzz_decoder", str(corpus), f"-artifact_prefix={corpus.parent}/")
+    session.run(*fuzzer, "-max_len=400", f"-max_total_time={seconds}", "-print_final_stats=1")
+
+
+@nox.session
+def leaks(session: nox.Session) -> None:
+    """Have 10,000 turns (or what the argument says), one in a hundred with a fault, and see that nothing grows."""
+    install(session, "test")
+    session.run(
+        "python", "-X", "dev", "-W", "error::ResourceWarning", "-m", "tests.test_leaks", *(session.posargs or ["10000"])
+    )
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the protocol, retries and pacing in some 800 ways, and count which of them no test notices."""
+    install(session, "test", "mutation")
+    session.run("mutmut", "run", *session.posargs)
+    session.run("mutmut", "results")
+    session.run("mutmut", "export-cicd-stats", silent=True)
+    stats: dict[str, int] = json.loads(Path("mutants", "mutmut-cicd-stats.json").read_text("utf-8"))
+    noticed = stats["killed"] + stats["timeout"]
+    score = 100 * noticed / stats["total"]
+    session.log(f"{noticed} of {stats['total']} mutants are noticed: {score:.1f} %")
+    if score < LEAST_SCORE:
+        session.error(f"less than {LEAST_SCORE} %")
 
 
 def require(session: nox.Session, archive: Path, wanted: tuple[str, ...], names: list[str]) -> None:

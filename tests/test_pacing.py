@@ -22,7 +22,7 @@ from aheadless import (
     UsageError,
     Waiting,
 )
-from aheadless._pacing import LONGEST_COOL_DOWN, MAX_WAITING, Pacer, Pass, pacer_for
+from aheadless._pacing import LONGEST_COOL_DOWN, MAX_LOG, MAX_WAITING, Pacer, Pass, pacer_for
 from aheadless.server.limiter import WindowLimiter
 from aheadless.testing import Script, ScriptedServer, json_answer
 from tests.conftest import MakeClient
@@ -107,6 +107,68 @@ def test_stamped_when_answered_and_not_when_sent() -> None:
         assert now() == pytest.approx(60)
         await pacer.enter(limit)
         assert now() == pytest.approx(110)
+
+    run_virtually(main())
+
+
+def test_no_waiting_without_need() -> None:
+    """Who can go at once does so without giving way to anyone."""
+
+    async def main() -> None:
+        with pytest.raises(StopIteration) as returned:
+            Pacer().enter(LIMIT).send(None)
+        assert isinstance(returned.value.value, Pass)
+
+    run_virtually(main())
+
+
+def test_nobody_passes_the_queue() -> None:
+    """A client without a limit of its own goes behind one that waits for its limit; only who was refused goes before."""
+
+    async def main() -> None:
+        pacer, one = Pacer(), RateLimit(1, per=60)
+        assert not pacer.must_wait(None)
+        first = await pacer.enter(one)
+        came: list[str] = []
+
+        async def queue(name: str, limit: RateLimit | None, *, again: bool) -> None:
+            leave = await (pacer.enter(limit, again=True) if again else pacer.enter(limit))
+            came.append(name)
+            pacer.leave(leave, counted=False)
+
+        tasks = [
+            asyncio.create_task(queue("limited", one, again=False)),
+            asyncio.create_task(queue("free", None, again=False)),
+            asyncio.create_task(queue("again", one, again=True)),
+        ]
+        await asyncio.sleep(0)
+        assert pacer.must_wait(None)
+        pacer.leave(first, counted=False)
+        await asyncio.gather(*tasks)
+        assert came == ["again", "limited", "free"]
+
+    run_virtually(main())
+
+
+def test_log_is_bounded() -> None:
+    """The stamps of old requests go, however many are sent."""
+
+    async def main() -> None:
+        pacer = Pacer()
+        for _ in range(MAX_LOG + 10):
+            pacer.leave(await pacer.enter(None), counted=True)
+        assert len(pacer._answered) == MAX_LOG
+
+    run_virtually(main())
+
+
+def test_each_origin_has_its_own_pace() -> None:
+    """All clients of one share it, those of another do not."""
+
+    async def main() -> None:
+        pacer = pacer_for("http://one")
+        assert pacer_for("http://one") is pacer
+        assert pacer_for("http://two") is not pacer
 
     run_virtually(main())
 
@@ -255,6 +317,27 @@ def test_cancelled_while_waiting() -> None:
     run_virtually(main())
 
 
+def test_cool_downs_grow_until_one_gets_through() -> None:
+    """Two seconds, four, eight, ten; after an answer it is two again."""
+
+    async def main() -> None:
+        pacer = Pacer(chance=lambda: 1.0)
+
+        async def refused_for() -> float:
+            leave = await pacer.enter(None)
+            pacer.refused(leave, None)
+            pacer.leave(leave, counted=False)
+            return pacer.state().seconds_left
+
+        assert [await refused_for() for _ in range(5)] == pytest.approx([2, 4, 8, 10, 10])
+        leave = await pacer.enter(None)
+        pacer.accepted(leave)
+        pacer.leave(leave, counted=True)
+        assert await refused_for() == pytest.approx(2)
+
+    run_virtually(main())
+
+
 def test_queue_is_bounded() -> None:
     """A thousand wait, the next is refused before anything is sent."""
 
@@ -264,7 +347,7 @@ def test_queue_is_bounded() -> None:
         pacer.refused(leave, 1000)
         tasks = [asyncio.create_task(pacer.enter(None)) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0)
-        with pytest.raises(RateLimitError) as caught:
+        with pytest.raises(RateLimitError, match=f"^{MAX_WAITING} turns wait") as caught:
             await pacer.enter(None)
         assert caught.value.delivery is Delivery.NOT_SENT
         for task in tasks:

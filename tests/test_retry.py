@@ -88,6 +88,15 @@ def test_pause(attempt: int, chance: float) -> None:
     assert retry.pause(attempt, lambda: chance) == chance * min(8, 0.5 * 2.0 ** min(attempt - 1, 100))
 
 
+def test_pause_doubles() -> None:
+    """Its bound is exactly twice the one before, for as long as the cap allows."""
+    retry = Retry(base=1, cap=1e12)
+
+    assert [retry.pause(attempt, lambda: 1.0) for attempt in range(1, 5)] == [1, 2, 4, 8]
+    assert retry.pause(1000, lambda: 1.0) == 2**30
+    assert retry.pause(3, lambda: 0.25) == 1
+
+
 def test_budget() -> None:
     """Ten at once, then one for every ten messages that got through."""
     budget = RetryBudget()
@@ -113,8 +122,8 @@ def test_budget() -> None:
     ],
 )
 def test_wrong_options(options: dict[str, Any]) -> None:
-    """Refused before anything is sent."""
-    with pytest.raises(ConfigurationError):
+    """Refused before anything is sent, by name."""
+    with pytest.raises(ConfigurationError, match=f"^{next(iter(options))} must be "):
         Retry(**options)
 
 

@@ -90,6 +90,10 @@ def test_unknown_types_and_fields() -> None:
         (b'{"type":"token"}', "the `token` of a token event is missing"),
         (b'{"type":"token","token":null}', "the `token` of a token event is null, not a string"),
         (b'{"type":"token","token":5}', "the `token` of a token event is 5, not a string"),
+        (
+            b'{"type":"token","token":["' + b"x" * 50 + b'"]}',
+            'the `token` of a token event is ["' + "x" * 37 + "…, not a string",
+        ),
         (b'{"type":"token","token":["a"]}', 'the `token` of a token event is ["a"], not a string'),
         (b'{"type":"start"}', "the `conversationId` of a start event is missing"),
         (b'{"type":"done","message":"m"}', "the `conversationId` of a done event is missing"),
@@ -143,6 +147,22 @@ def test_wrong_session_ids(session_id: object) -> None:
 
     assert caught.value.delivery is Delivery.NOT_SENT
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("session_id", "why"),
+    [
+        (5, "sessionId must be a string, not int"),
+        ("a\n", "sessionId must be 1 to 128 of A-Z a-z 0-9 . _ : - ; got 'a\\n'"),
+        ("é" * 200, "sessionId must be 1 to 128 of A-Z a-z 0-9 . _ : - ; got '" + "é" * 158 + "…"),
+    ],
+)
+def test_why_a_session_id_is_wrong(session_id: object, why: str) -> None:
+    """The error shows it, escaped and cut."""
+    with pytest.raises(InvalidRequestError) as caught:
+        validate_session_id(session_id)
+
+    assert str(caught.value) == why
 
 
 @pytest.mark.parametrize("message", ["a", " ", "\n", "x" * 4000, "😀" * 2000, "😀" * 1999 + "ab", "\x00"])
@@ -203,7 +223,7 @@ def test_server_reads_leniently() -> None:
 )
 def test_wrong_requests(payload: object, field: str) -> None:
     """The error names the field."""
-    with pytest.raises(InvalidRequestError, match=field):
+    with pytest.raises(InvalidRequestError, match=f"^(the )?{field} "):
         parse_request(payload)
 
 
@@ -222,6 +242,21 @@ def test_wrong_json_replies(body: bytes) -> None:
     """What is no reply is a ProtocolError."""
     with pytest.raises(ProtocolError):
         decode_reply(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"conversationId":"c"}', "the `message` of a reply is missing"),
+        (b'{"message":"m","conversationId":5}', "the `conversationId` of a reply is 5, not a string"),
+    ],
+)
+def test_why_a_json_reply_is_wrong(body: bytes, why: str) -> None:
+    """The error names the field."""
+    with pytest.raises(ProtocolError) as caught:
+        decode_reply(body)
+
+    assert str(caught.value) == why
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,27 @@ def test_endless_line_is_refused_before_its_end() -> None:
     assert sum(map(len, decoder._splitter._pieces)) == 1001
 
 
+def test_a_line_that_is_not_over_the_bound_yet() -> None:
+    """Exactly so many bytes without a newline may still become a line."""
+    splitter = LineSplitter(max_line=10)
+
+    splitter.receive_data(b"x" * 10)
+    assert splitter.next_line() is None
+    splitter.receive_data(b"\n")
+
+    assert splitter.next_line() == b"x" * 10
+
+
+@pytest.mark.parametrize("line", [b"\x0b", b"\x0c", b"\x1c", b"\xc2\xa0", b"\x00"])
+def test_what_is_no_blank(line: bytes) -> None:
+    """Only what JSON calls blank makes a line that is passed over."""
+    decoder = NDJSONDecoder()
+    decoder.receive_data(line + b"\n")
+
+    with pytest.raises(ProtocolError, match="line 1: "):
+        decoder.next_object()
+
+
 def test_default_bound() -> None:
     """Eight MiB: a whole reply is a few KiB, and `done` repeats it on one line."""
     assert MAX_LINE == 8 * 1024 * 1024
@@ -155,6 +176,7 @@ def test_a_line_in_crumbs_is_joined_once() -> None:
         (b'{"a": Infinity}', "Infinity is no JSON number"),
         (b'{"a": -Infinity}', "-Infinity is no JSON number"),
         (b'{"a": 1e999}', "a number is too large: 1e999"),
+        (b'{"a": ' + b"1" * 400 + b".0}", "a number is too large: " + "1" * 39 + "…"),
         (b'{"a": ' + b"1" * 5000 + b"}", "a number has 5000 digits"),
         (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
         (b'{"a": "\xed\xa0\xbd"}', "byte 7 is not UTF-8"),

@@ -103,6 +103,24 @@ def test_pair_over_two_tokens() -> None:
     assert found == [START, Token("x"), Token("😀y"), Token("😀"), DONE]
 
 
+def test_half_before_plain_text() -> None:
+    """A half that cannot be completed goes out in its place, before what follows; the first and the last half too."""
+    for half in ("\ud800", "\ud83d", "\udbff"):
+        found, _, turn = play([stream(START, Token(f"a{half}"), Token("b"), DONE)])
+
+        assert found == [START, Token("a"), Token("\ufffdb"), DONE]
+        assert turn.text == "a\ufffdb"
+
+
+def test_held_half_does_not_hold_up_the_rest() -> None:
+    """What has come behind a token that is nothing but a half is given at once."""
+    turn = Turn()
+
+    turn.receive_data(stream(START, Token("\ud83d"), Token("\ude00")))
+
+    assert [turn.next_event(), turn.next_event(), turn.next_event()] == [START, Token("😀"), None]
+
+
 @pytest.mark.parametrize("end", [DONE, Failure("e")])
 def test_lone_half_at_the_end(end: Event) -> None:
     """A half whose other half never comes is given as U+FFFD before the end."""
@@ -226,6 +244,17 @@ def test_endless_stream() -> None:
     assert str(error) == f"line 4: the stream is longer than {turn._max_stream} bytes"
     assert error.partial == "aaa"
     assert MAX_STREAM == 32 * 1024 * 1024
+
+
+def test_stream_of_exactly_the_bound() -> None:
+    """Is not too long; it may end, or break off, as any other."""
+    whole = stream(START, Token("a"))
+
+    found, error, _ = play([whole], Turn(max_stream=len(whole)))
+
+    assert found == [START, Token("a")]
+    assert type(error) is StreamInterruptedError
+    assert str(error) == "the stream ended without `done` or `error`"
 
 
 def test_interrupt_from_this_side() -> None:
