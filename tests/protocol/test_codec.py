@@ -191,19 +191,24 @@ def test_server_reads_leniently() -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "field"),
+    ("payload", "said"),
     [
-        ([], "body"),
-        (None, "body"),
-        ({}, "sessionId"),
-        ({"sessionId": "s"}, "message"),
-        ({"sessionId": 5, "message": "m"}, "sessionId"),
-        ({"sessionId": "s", "message": None}, "message"),
+        ([], "the body is not a JSON object"),
+        (None, "the body is not a JSON object"),
+        ({}, "sessionId is missing"),
+        ({"sessionId": "s"}, "message is missing"),
+        ({"sessionId": 5, "message": "m"}, "sessionId must be a string, not a number"),
+        ({"sessionId": 5.0, "message": "m"}, "sessionId must be a string, not a number"),
+        ({"sessionId": "s", "message": None}, "message must be a string, not null"),
+        ({"sessionId": "s", "message": True}, "message must be a string, not a boolean"),
+        ({"sessionId": "s", "message": ["m"]}, "message must be a string, not an array"),
+        ({"sessionId": "s", "message": {}}, "message must be a string, not an object"),
+        ({"sessionId": "s", "message": ""}, "message is empty"),
     ],
 )
-def test_wrong_requests(payload: object, field: str) -> None:
-    """The error names the field."""
-    with pytest.raises(InvalidRequestError, match=field):
+def test_wrong_requests(payload: object, said: str) -> None:
+    """The error names the field, and what came in the words of JSON."""
+    with pytest.raises(InvalidRequestError, match=f"^{said}"):
         parse_request(payload)
 
 
