@@ -118,7 +118,7 @@ class Replies:
             reply.add(Done(text, conversation_id))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as exc:  # noqa: BLE001 - an engine may raise anything, a GeneratorExit too
+        except BaseException as exc:
             logger.warning("a reply failed: %s", _describe(exc))
             # Not in the warning: the text of a foreign error may hold the conversation.
             logger.debug("the failure", exc_info=exc)
