@@ -90,10 +90,6 @@ def test_unknown_types_and_fields() -> None:
         (b'{"type":"token"}', "the `token` of a token event is missing"),
         (b'{"type":"token","token":null}', "the `token` of a token event is null, not a string"),
         (b'{"type":"token","token":5}', "the `token` of a token event is 5, not a string"),
-        (
-            b'{"type":"token","token":["' + b"x" * 50 + b'"]}',
-            'the `token` of a token event is ["' + "x" * 37 + "…, not a string",
-        ),
         (b'{"type":"token","token":["a"]}', 'the `token` of a token event is ["a"], not a string'),
         (b'{"type":"start"}', "the `conversationId` of a start event is missing"),
         (b'{"type":"done","message":"m"}', "the `conversationId` of a done event is missing"),
@@ -149,22 +145,6 @@ def test_wrong_session_ids(session_id: object) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize(
-    ("session_id", "why"),
-    [
-        (5, "sessionId must be a string, not int"),
-        ("a\n", "sessionId must be 1 to 128 of A-Z a-z 0-9 . _ : - ; got 'a\\n'"),
-        ("é" * 200, "sessionId must be 1 to 128 of A-Z a-z 0-9 . _ : - ; got '" + "é" * 158 + "…"),
-    ],
-)
-def test_why_a_session_id_is_wrong(session_id: object, why: str) -> None:
-    """The error shows it, escaped and cut."""
-    with pytest.raises(InvalidRequestError) as caught:
-        validate_session_id(session_id)
-
-    assert str(caught.value) == why
-
-
 @pytest.mark.parametrize("message", ["a", " ", "\n", "x" * 4000, "😀" * 2000, "😀" * 1999 + "ab", "\x00"])
 def test_messages(message: str) -> None:
     """1 to 4000 UTF-16 units, kept as they are."""
@@ -211,19 +191,24 @@ def test_server_reads_leniently() -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "field"),
+    ("payload", "said"),
     [
-        ([], "body"),
-        (None, "body"),
-        ({}, "sessionId"),
-        ({"sessionId": "s"}, "message"),
-        ({"sessionId": 5, "message": "m"}, "sessionId"),
-        ({"sessionId": "s", "message": None}, "message"),
+        ([], "the body is not a JSON object"),
+        (None, "the body is not a JSON object"),
+        ({}, "sessionId is missing"),
+        ({"sessionId": "s"}, "message is missing"),
+        ({"sessionId": 5, "message": "m"}, "sessionId must be a string, not a number"),
+        ({"sessionId": 5.0, "message": "m"}, "sessionId must be a string, not a number"),
+        ({"sessionId": "s", "message": None}, "message must be a string, not null"),
+        ({"sessionId": "s", "message": True}, "message must be a string, not a boolean"),
+        ({"sessionId": "s", "message": ["m"]}, "message must be a string, not an array"),
+        ({"sessionId": "s", "message": {}}, "message must be a string, not an object"),
+        ({"sessionId": "s", "message": ""}, "message is empty"),
     ],
 )
-def test_wrong_requests(payload: object, field: str) -> None:
-    """The error names the field."""
-    with pytest.raises(InvalidRequestError, match=f"^(the )?{field} "):
+def test_wrong_requests(payload: object, said: str) -> None:
+    """The error names the field, and what came in the words of JSON."""
+    with pytest.raises(InvalidRequestError, match=f"^{said}"):
         parse_request(payload)
 
 
@@ -242,21 +227,6 @@ def test_wrong_json_replies(body: bytes) -> None:
     """What is no reply is a ProtocolError."""
     with pytest.raises(ProtocolError):
         decode_reply(body)
-
-
-@pytest.mark.parametrize(
-    ("body", "why"),
-    [
-        (b'{"conversationId":"c"}', "the `message` of a reply is missing"),
-        (b'{"message":"m","conversationId":5}', "the `conversationId` of a reply is 5, not a string"),
-    ],
-)
-def test_why_a_json_reply_is_wrong(body: bytes, why: str) -> None:
-    """The error names the field."""
-    with pytest.raises(ProtocolError) as caught:
-        decode_reply(body)
-
-    assert str(caught.value) == why
 
 
 @pytest.mark.parametrize(

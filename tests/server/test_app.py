@@ -25,6 +25,7 @@ from aheadless.server import (
     run_server,
 )
 from aheadless.server.app import make_engine
+from aheadless.server.connection import ServerLog
 from tests.server.wire import GOOD, ask, connect, post, request
 from tests.support import ADMIN_KEY, KEY
 
@@ -205,3 +206,27 @@ async def test_the_application_by_itself() -> None:
         ]
 
     assert statuses == [200, 200, 200, 413, 400, 404, 200]
+
+
+async def test_what_is_no_http_in_a_runner_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:
+    """aiohttp answers it; its log holds neither the key nor a traceback."""
+    caplog.set_level("DEBUG", "aheadless.server")
+    async with run_app(ServerSettings(api_key=KEY, engine="echo")) as url:
+        assert (await ask(url, request("POST", "/v1/chat", b"", f"x-api-key: {KEY}\x7f"))).status == 400
+
+    assert [record.getMessage() for record in caplog.records if record.name != "aiohttp.access"] == [
+        "Error handling request from 127.0.0.1: BadHttpMessage"
+    ]
+    assert "Traceback" not in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_other_errors_are_logged_in_full(caplog: pytest.LogCaptureFixture) -> None:
+    """Only what strangers can cause is cut short."""
+    try:
+        raise RuntimeError("ours")
+    except RuntimeError as exc:
+        ServerLog().exception("Unhandled exception", exc_info=exc)
+
+    assert "Traceback" in caplog.text
+    assert caplog.records[0].levelname == "ERROR"

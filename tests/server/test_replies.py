@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -106,7 +107,9 @@ async def test_what_is_stored(storage: Storage, script: list[str], text: str) ->
     assert await roles(storage) == ["user", "assistant"]
 
 
-@pytest.mark.parametrize("bad", [b"bytes", None, 5, RuntimeError("secret"), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "bad", [b"bytes", None, 5, RuntimeError("secret"), asyncio.CancelledError(), GeneratorExit("secret")]
+)
 async def test_an_engine_that_fails(storage: Storage, bad: object, caplog: pytest.LogCaptureFixture) -> None:
     """Or gives what is no text: only the question is stored, and the log does not tell what was said."""
 
@@ -120,6 +123,8 @@ async def test_an_engine_that_fails(storage: Storage, bad: object, caplog: pytes
 
     assert await events(reply) == [Start("…"), Token("a"), FAILURE]
     assert await roles(storage) == ["user"]
+    gc.collect()  # asyncio would now say which task's exception nobody has seen
+    assert {r.name for r in caplog.records} <= {"aheadless.server"}
     assert "secret" not in " ".join(r.getMessage() for r in caplog.records)
 
 

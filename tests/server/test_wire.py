@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from aheadless import Message, RateLimit
-from aheadless.server import ScriptedEngine, app, body
+from aheadless.server import ScriptedEngine, body
+from aheadless.server.answers import SECURITY_HEADERS, STRICT_TRANSPORT, error_page
 from tests.server.conftest import Serve
 from tests.server.wire import GOOD, Answer, ask, connect, post, request
 from tests.support import ADMIN_KEY, KEY
@@ -85,7 +87,7 @@ async def test_json_connection_is_closed_when_asked(serve: Serve) -> None:
 
 async def test_idle_connection_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second after the announced time; here the announced time is almost a second ago."""
-    monkeypatch.setattr(app, "KEEP_ALIVE_SECONDS", -0.95)
+    monkeypatch.setattr("aheadless.server.connection.KEEP_ALIVE_SECONDS", -0.95)
     server = await serve()
 
     async with connect(server.url) as connection:
@@ -156,6 +158,67 @@ async def test_broken_chunks(serve: Serve) -> None:
     async with connect(server.url) as connection:
         assert (await connection.ask(chunked(GOOD) + b"oops\r\n")).status == 400
     assert (await ask(server.url, post())).status == 200
+
+
+# --- what is no HTTP --------------------------------------------------------------------------------------------------
+
+HEADER = f"x-api-key: {KEY}"
+NO_HTTP = {
+    "a control character in the key": request("POST", "/v1/chat", b"", f"{HEADER}\x7f"),
+    "a header without a colon": request("GET", "/health", b"", KEY),
+    "a method that does not exist": request(KEY, "/health"),
+    "a raw byte in the path": request("GET", "/\xff", b"", HEADER),
+    "a URL that is none": request("GET", f"http://[{KEY}", b"", HEADER),
+    "POST *": request("POST", "*", b"", HEADER),
+    "two content types": post("/v1/chat", GOOD, JSON_TYPE, JSON_TYPE),
+    "no Host": f"GET /health HTTP/1.1\r\n{HEADER}\r\n\r\n".encode(),
+    "two Hosts": request("GET", "/health", b"", "Host: y", HEADER),
+    "a header that is too long": request("GET", "/health", b"", f"x-api-key: {KEY * 300}"),
+    "too many headers": request("GET", "/health", b"", *[HEADER] * 200),
+    "a wrong length": request("POST", "/v1/chat", b"", HEADER, f"Content-Length: {KEY}"),
+    "another version": request("GET", "/health", b"", HEADER, version="3.7"),
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + KEY.encode() * 10,
+}
+
+
+@pytest.mark.parametrize("sent", NO_HTTP.values(), ids=NO_HTTP.keys())
+async def test_what_is_no_http(serve: Serve, caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
+    """A 400 like every other, which quotes nothing; one line in the log, which a server does not even write."""
+    caplog.set_level("DEBUG")
+    server = await serve(production=True)
+
+    async with connect(server.url) as connection:
+        answer = await connection.ask(sent)
+        assert await connection.reader.read() == b"", "the connection is closed"
+
+    assert (answer.version, answer.status) == ("HTTP/1.1", 400)
+    assert answer.body == error_page(400).body
+    assert {name: value for name, value in answer.headers if name != "Date"} == {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": "default-src 'none'",
+        "Content-Length": str(len(answer.body)),
+        "Server": "aheadless",
+        "Vary": "Origin",
+        **SECURITY_HEADERS,
+        "Strict-Transport-Security": STRICT_TRANSPORT,
+        "Connection": "close",
+    }
+    [record] = [record for record in caplog.records if record.name != "asyncio"]
+    assert record.name == "aheadless.server"
+    assert record.levelname == "INFO"
+    assert re.fullmatch(r"Error handling request from 127\.0\.0\.1: [A-Za-z]+", record.getMessage())
+    assert record.exc_info is None
+    assert KEY not in caplog.text
+
+
+async def test_no_http_after_a_good_request(serve: Serve) -> None:
+    """It is refused like that which comes first on a connection."""
+    server = await serve()
+
+    async with connect(server.url) as connection:
+        assert (await connection.ask(post())).status == 200
+        assert (await connection.ask(b"\xff\r\n\r\n")).body == error_page(400).body
+        assert await connection.reader.read() == b""
 
 
 # --- the order of the checks ------------------------------------------------------------------------------------------
@@ -299,8 +362,8 @@ async def stored(url: str) -> list[tuple[str, str]]:
             return [(message["role"], message["content"]) for message in messages]
 
 
-async def test_client_leaves_in_its_upload(serve: Serve) -> None:
-    """Nothing is stored, and the server goes on."""
+async def test_client_leaves_in_its_upload(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is stored, and the server goes on; there is nothing to warn of."""
     server = await serve()
 
     async with connect(server.url) as connection:
@@ -308,6 +371,7 @@ async def test_client_leaves_in_its_upload(serve: Serve) -> None:
         await connection.writer.drain()
 
     assert (await admin(server.url, "")).text == '{"conversations":[],"total":0}'
+    assert caplog.records == []
 
 
 async def test_a_client_that_does_not_read(serve: Serve) -> None:

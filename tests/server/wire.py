@@ -22,6 +22,7 @@ class Answer:
     headers: list[tuple[str, str]]
     body: bytes = b""
     chunk_sizes: list[int] = attrs.field(factory=list)
+    version: str = ""
 
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
@@ -52,7 +53,8 @@ class Connection:
         """Read an answer to its end: the length, the last chunk, or the end of the connection."""
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = [tuple(line.split(": ", 1)) for line in head[1:-2]]
-        answer = Answer(int(head[0].split()[1]), [(name, value) for name, value in headers])
+        version, status = head[0].split()[:2]
+        answer = Answer(int(status), [(name, value) for name, value in headers], version=version)
         length = answer.header("Content-Length")
         if head_only or answer.status in {100, 204}:
             return answer

@@ -174,12 +174,34 @@ def parse_request(payload: object) -> ChatRequest:
     if not isinstance(payload, dict):
         raise InvalidRequestError("the body is not a JSON object")
     fields = cast("Mapping[str, object]", payload)
-    session_id = validate_session_id(fields.get("sessionId"))
-    message = fields.get("message")
-    if isinstance(message, str):
-        # A browser may cut an emoji in half; the server takes that, and what is stored has to be encodable.
-        message = join_surrogates(message)
+    session_id = validate_session_id(_request_field(fields, "sessionId"))
+    # A browser may cut an emoji in half; the server takes that, and what is stored has to be encodable.
+    message = join_surrogates(_request_field(fields, "message"))
     return ChatRequest(session_id, validate_message(message))
+
+
+def _request_field(fields: Mapping[str, object], name: str) -> str:
+    if name not in fields:
+        raise InvalidRequestError(f"{name} is missing")
+    value = fields[name]
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{name} must be a string, not {_json_kind(value)}")
+    return value
+
+
+def _json_kind(value: object) -> str:
+    """Return what a value was in the JSON that the client sent; which Python type stands for it is our affair."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
 
 
 def encode_reply(reply: JSONReply) -> bytes:

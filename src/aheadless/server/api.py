@@ -151,7 +151,7 @@ class API:
             return partial(self._conversation, conversation_id=unquote(found[1]))
         raise Refusal(error_page(404, f"Cannot {request.method} {path}"))
 
-    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+    def add_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Add what every answer carries, and a name in place of aiohttp's, which tells versions."""
         headers = response.headers
         headers[hdrs.SERVER] = "aheadless"

@@ -116,7 +116,9 @@ class Replies:
                 text = await self._generate(reply, history)
             await self._storage.add_reply(conversation_id, text)
             reply.add(Done(text, conversation_id))
-        except Exception as exc:  # an engine may raise anything
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:
             logger.warning("a reply failed: %s", _describe(exc))
             # Not in the warning: the text of a foreign error may hold the conversation.
             logger.debug("the failure", exc_info=exc)
@@ -147,7 +149,7 @@ class Replies:
         return trim(join_surrogates("".join(texts))) or FALLBACK_REPLY
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     match error:
         case StoreError():
             return str(error)  # the database's own words
