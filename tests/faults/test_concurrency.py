@@ -184,7 +184,7 @@ async def test_aclose_while_nothing_is_sent(scripted: ScriptedServer, make_clien
     with pytest.raises(ClientClosedError) as caught:
         await task
     assert caught.value.delivery is Delivery.REJECTED
-    assert len(scripted.stored) == 1
+    assert (len(scripted.requests), scripted.stored) == (1, [])
 
 
 async def test_aclose_ends_subscriptions(scripted: ScriptedServer, make_client: MakeClient) -> None:

@@ -303,8 +303,8 @@ async def test_key_in_a_request_that_is_no_http(caplog: pytest.LogCaptureFixture
 
     assert answer.status == 400
     assert lines_with_key(caplog.text) == []
-    [record] = [record for record in caplog.records if record.name == "aheadless.server.http"]
-    assert (record.levelname, record.exc_info) == ("DEBUG", None)
+    [record] = [record for record in caplog.records if record.name == "aheadless.server"]
+    assert (record.levelname, record.exc_info) == ("INFO", None)
     assert record.getMessage().startswith("Error handling request from 127.0.0.1: ")
 
 
