@@ -8,7 +8,7 @@ import pytest
 
 from aheadless import __version__, cli
 from aheadless.cli.output import OVERVIEW
-from tests.cli.support import KEY, aheadless
+from tests.cli.support import KEY, aheadless, posix_only, running
 
 WITHOUT_EXTRA = """
 import sys
@@ -62,6 +62,17 @@ def test_help_of_a_command(command, monkeypatch, capsys):
     assert "--no-no" not in out
 
 
+@posix_only
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["send", "--help"]])
+async def test_nobody_reads_the_help(arguments):
+    """Quiet, and with the code that all commands have for it."""
+    async with running(*arguments) as process:
+        process.close_stdout()
+        ended = await process.ended()
+
+    assert (ended.code, ended.err) == (141, "")
+
+
 @pytest.mark.parametrize("blocked", [{"cyclopts"}, {"rich"}, {"cyclopts", "rich"}])
 @pytest.mark.parametrize("arguments", [[], ["send", "hi"]])
 async def test_without_the_extra(blocked, arguments):
@@ -80,6 +91,12 @@ async def test_without_the_extra(blocked, arguments):
     ("arguments", "said"),
     [
         (["bogus"], 'Unknown command "bogus"'),
+        ([KEY], "Unknown command"),
+        (["send", "hi", KEY], "too many arguments; a message of several words needs quotes"),
+        (["serve", "short-key"], "too many arguments"),
+        (["send", "hi", "--timeout", KEY], "Invalid value for --timeout"),
+        (["serve", "--engine", KEY], "Choose from"),
+        (["send", "hi", "--url", f"http://127.0.0.1:1/?key={KEY}"], "no query"),
         (["send"], "requires an argument"),
         (["send", "hi", f"--api-key={KEY}"], "Did you mean --api-key-file"),
         (["send", "hi", f"--key={KEY}"], "Unknown option"),
@@ -113,6 +130,7 @@ def test_wrong_use(arguments, said, monkeypatch, capsys):
     assert err.startswith("aheadless: ")
     assert err.count("\n") == 1
     assert KEY not in err
+    assert "short-key" not in err
 
 
 def test_without_a_key(monkeypatch, capsys):
