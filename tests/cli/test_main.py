@@ -21,6 +21,18 @@ from aheadless.cli import main
 sys.exit(main())
 """
 
+INTERRUPTED = """
+import signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from aheadless.cli import main
+sys.exit(main())
+"""
+
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run the command in this process."""
@@ -71,6 +83,19 @@ async def test_nobody_reads_the_help(arguments):
         ended = await process.ended()
 
     assert (ended.code, ended.err) == (141, "")
+
+
+@posix_only
+@pytest.mark.parametrize("module", ["attrs", "aiohttp", "cyclopts", "aheadless.exceptions", "aheadless._client"])
+async def test_ctrl_c_while_it_starts(module):
+    """One line, whatever is being loaded at the moment."""
+    code = INTERRUPTED.replace("{module!r}", repr(module))
+
+    ended = await aheadless(
+        "send", "hi", "--url", "http://127.0.0.1:1", command=(sys.executable, "-W", "error", "-c", code)
+    )
+
+    assert (ended.code, ended.out, ended.err) == (130, "", "aheadless: ended by SIGINT\n")
 
 
 @pytest.mark.parametrize("blocked", [{"cyclopts"}, {"rich"}, {"cyclopts", "rich"}])

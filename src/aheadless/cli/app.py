@@ -38,6 +38,7 @@ MAX_KEY_FILE = 4096
 app = App(
     name="aheadless",
     version_flags=[],
+    suppress_keyboard_interrupt=False,
     help_format="plaintext",
     default_parameter=Parameter(negative=(), show_default=False),
 )
