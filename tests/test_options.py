@@ -101,12 +101,21 @@ def test_base_urls(url: str, base: str) -> None:
         "https://example.org\n",
         "https://example.org\\@evil",
         "https://[::1",
+        "https://example.org/?key=secret",
+        "https://example.org/#secret",
+        "ftp://example.org/?key=secret",
+        "example.org?secret",
+        "user:secret@example.org",
+        "https://user:se?secret@example.org",
+        "https://user:secret\u2100@example.org",
+        "https://[user:secret@example.org/?secret\n",
+        "http://example.org/\\?\nsecret",
         None,
         b"https://example.org",
     ],
 )
 def test_wrong_base_urls(url: object) -> None:
-    """Everything else is refused, and a password in it is not shown."""
+    """Everything else is refused, and neither a password nor a query in it is shown."""
     with pytest.raises(ConfigurationError, match="base_url") as caught:
         parse_base_url(url)
 

@@ -206,8 +206,9 @@ def parse_base_url(value: object, *, allow_insecure_http: bool = False) -> str:
     try:
         url = urlsplit(value)
         port = url.port
-    except ValueError as exc:
-        raise ConfigurationError(f"base_url is not a URL ({exc}): {_shown(value)}") from None
+    except ValueError:
+        # The error's own text would quote what may be a password.
+        raise ConfigurationError(f"base_url is not a URL: {_shown(value)}") from None
     if url.scheme not in {"http", "https"}:
         _refuse(value, "it must begin with http:// or https://")
     if "@" in url.netloc:
@@ -228,8 +229,9 @@ def _refuse(value: str, why: str) -> NoReturn:
 
 
 def _shown(value: str) -> str:
-    # A password in a malformed URL must not come out in the message.
-    return snippet(repr(re.sub(r"//.*@", "//***@", value)), 100)
+    # A password or a key in a malformed URL must not come out in the message.
+    address = re.sub(r"^([^/@]*//)?.*@", r"\1***@", value, flags=re.DOTALL)
+    return snippet(repr(re.sub(r"([?#]).*", r"\1…", address, flags=re.DOTALL)), 100)
 
 
 def _is_private(host: str) -> bool:

@@ -196,6 +196,58 @@ async def test_sigterm(live, scripted):
             await scripted.requests[0].left.wait()
 
 
+# Sends a signal when a line has been read or written, which is neither at the prompt nor in a reply.
+SIGNAL_BETWEEN = """
+import builtins, os, signal, sys
+from aheadless.cli import chat, main
+write, texts = chat.write, {at!r}
+def signalling(text):
+    write(text)
+    if texts and texts[0] in text:
+        texts.pop(0)
+        signal.raise_signal({number})
+chat.write = signalling
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "number", "typed", "code"),
+    [
+        (["Ask something"], signal.SIGTERM, [], 143),
+        (["Ctrl-C once more"], signal.SIGTERM, [CTRL_C], 143),
+        (["Ctrl-C once more"], signal.SIGINT, [CTRL_C], 130),
+        (["Ask something", "Ctrl-C once more"], signal.SIGINT, [], 130),
+        (["the messages of this session"], signal.SIGTERM, ["/help\r"], 143),
+    ],
+)
+async def test_a_signal_between_two_prompts(at, number, typed, code, scripted):
+    """It is not lost: it counts at the next prompt."""
+    script = SIGNAL_BETWEEN.replace("{at!r}", repr(at)).replace("{number}", str(int(number)))
+
+    async with terminal("chat", "--url", scripted.url, command=(sys.executable, "-c", script)) as screen:
+        for keys in typed:
+            await screen.prompt()
+            screen.type(keys)
+        assert await screen.ended() == code
+
+
+async def test_a_signal_between_the_prompt_and_the_reply(scripted):
+    """It stops the reply, as it would a moment later."""
+    scripted.add(STALLED)
+    script = (
+        "import signal, sys; from aheadless import Chat; from aheadless.cli import main; stream = Chat.stream\n"
+        "def signalling(*args):\n signal.raise_signal(signal.SIGINT); return stream(*args)\n"
+        "Chat.stream = signalling; sys.exit(main())"
+    )
+
+    async with terminal("chat", "--url", scripted.url, command=(sys.executable, "-c", script)) as screen:
+        await screen.ask("Hi")
+        assert "[stopped]" in screen.text
+        screen.type(CTRL_D)
+        assert await screen.ended() == 0
+
+
 async def test_the_terminal_goes_away(scripted):
     """A reply is not written into nowhere."""
     scripted.add(Script(stream_answer(HEAD, framing="close"), drip=b'{"type":"token","token":"."}\n'))
@@ -290,6 +342,17 @@ async def test_a_chat_on_pipes(serve):
     assert ended.code == 0
     assert re.fullmatch(r"Ask something\..*\nyes\nyes\ncli:[0-9a-f]{16}\n", ended.out)
     assert [history[-1].text for history in server.settings.engine.asked] == ["one", "\ufffd"]
+
+
+async def test_the_code_of_a_chat_on_pipes(scripted):
+    """It is that of the last failure: a script does not read the errors."""
+    unauthorized = Script(json_answer({"error": "Unauthorized"}, status=401))
+    scripted.add(unauthorized, Script(json_answer("", status=404)), Script(stream_answer(events("well"))), unauthorized)
+
+    ended = await aheadless("chat", "--url", scripted.url, stdin=b"one\ntwo\nthree\n")
+    left = await aheadless("chat", "--url", scripted.url, stdin=b"one\n/quit\n")
+
+    assert (ended.code, left.code) == (5, 4)
 
 
 async def test_the_reader_of_a_chat_leaves(serve):

@@ -8,7 +8,7 @@ import pytest
 
 from aheadless import __version__, cli
 from aheadless.cli.output import OVERVIEW
-from tests.cli.support import KEY, aheadless
+from tests.cli.support import KEY, aheadless, posix_only, running
 
 WITHOUT_EXTRA = """
 import sys
@@ -17,6 +17,18 @@ class Missing:
         if name.partition(".")[0] in {blocked!r}:
             raise ModuleNotFoundError(name=name)
 sys.meta_path.insert(0, Missing())
+from aheadless.cli import main
+sys.exit(main())
+"""
+
+INTERRUPTED = """
+import signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
 from aheadless.cli import main
 sys.exit(main())
 """
@@ -62,6 +74,30 @@ def test_help_of_a_command(command, monkeypatch, capsys):
     assert "--no-no" not in out
 
 
+@posix_only
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["send", "--help"]])
+async def test_nobody_reads_the_help(arguments):
+    """Quiet, and with the code that all commands have for it."""
+    async with running(*arguments) as process:
+        process.close_stdout()
+        ended = await process.ended()
+
+    assert (ended.code, ended.err) == (141, "")
+
+
+@posix_only
+@pytest.mark.parametrize("module", ["attrs", "aiohttp", "cyclopts", "aheadless.exceptions", "aheadless._client"])
+async def test_ctrl_c_while_it_starts(module):
+    """One line, whatever is being loaded at the moment."""
+    code = INTERRUPTED.replace("{module!r}", repr(module))
+
+    ended = await aheadless(
+        "send", "hi", "--url", "http://127.0.0.1:1", command=(sys.executable, "-W", "error", "-c", code)
+    )
+
+    assert (ended.code, ended.out, ended.err) == (130, "", "aheadless: ended by SIGINT\n")
+
+
 @pytest.mark.parametrize("blocked", [{"cyclopts"}, {"rich"}, {"cyclopts", "rich"}])
 @pytest.mark.parametrize("arguments", [[], ["send", "hi"]])
 async def test_without_the_extra(blocked, arguments):
@@ -80,6 +116,12 @@ async def test_without_the_extra(blocked, arguments):
     ("arguments", "said"),
     [
         (["bogus"], 'Unknown command "bogus"'),
+        ([KEY], "Unknown command"),
+        (["send", "hi", KEY], "too many arguments; a message of several words needs quotes"),
+        (["serve", "short-key"], "too many arguments"),
+        (["send", "hi", "--timeout", KEY], "Invalid value for --timeout"),
+        (["serve", "--engine", KEY], "Choose from"),
+        (["send", "hi", "--url", f"http://127.0.0.1:1/?key={KEY}"], "no query"),
         (["send"], "requires an argument"),
         (["send", "hi", f"--api-key={KEY}"], "Did you mean --api-key-file"),
         (["send", "hi", f"--key={KEY}"], "Unknown option"),
@@ -113,6 +155,7 @@ def test_wrong_use(arguments, said, monkeypatch, capsys):
     assert err.startswith("aheadless: ")
     assert err.count("\n") == 1
     assert KEY not in err
+    assert "short-key" not in err
 
 
 def test_without_a_key(monkeypatch, capsys):

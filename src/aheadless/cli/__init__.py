@@ -5,20 +5,28 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from aheadless._version import __version__
-from aheadless.cli.output import OVERVIEW, ExitCode
-from aheadless.cli.process import complain, guard, prepare_streams, write
-
 __all__ = ["main"]
 
 
 def main() -> int:
     """Run the command with the process's arguments and return its exit code."""
-    prepare_streams()
-    return guard(lambda: _run(sys.argv[1:]))
+    # Nothing is loaded before this line, as it can take a second: a Ctrl-C in it is an end like any other.
+    try:
+        from aheadless.cli.process import guard, prepare_streams  # noqa: PLC0415
+
+        prepare_streams()
+        return guard(lambda: _run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        if sys.stderr is not None:
+            sys.stderr.write("aheadless: ended by SIGINT\n")
+        return 130
 
 
 def _run(arguments: list[str]) -> int:
+    from aheadless._version import __version__  # noqa: PLC0415
+    from aheadless.cli.output import OVERVIEW, ExitCode  # noqa: PLC0415
+    from aheadless.cli.process import complain, write  # noqa: PLC0415
+
     if missing := [name for name in ("cyclopts", "rich") if not _is_installed(name)]:
         complain(f'aheadless: {" and ".join(missing)} not installed; run: pip install "aheadless[cli]"')
         return ExitCode.USAGE

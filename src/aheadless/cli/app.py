@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - cyclopts reads the annotations
 from typing import TYPE_CHECKING, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from aheadless.cli.output import ExitCode, one_line
 from aheadless.cli.process import complain, is_terminal
@@ -29,12 +29,16 @@ MAX_STDIN = 16_000
 # A lone "-" looks like an option to cyclopts, so it reads this instead, which no argument of a process can be.
 STDIN = "\0"
 
+# A longer argument is not repeated in a message about it: it may be a key.
+MAX_SHOWN = 12
+
 # A key is one line.
 MAX_KEY_FILE = 4096
 
 app = App(
     name="aheadless",
     version_flags=[],
+    suppress_keyboard_interrupt=False,
     help_format="plaintext",
     default_parameter=Parameter(negative=(), show_default=False),
 )
@@ -103,11 +107,25 @@ def run_app(arguments: Sequence[str]) -> int:
         tokens = [STDIN if argument == "-" else argument for argument in arguments]
         code: object = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as exc:
-        # Cut at the "=": what follows may be a key that was meant for an option of another name.
-        problem = re.sub(r"(--?[\w-]+)=[^\s\"']*", r"\1=…", one_line(str(exc)))
-        complain(f"aheadless: {problem} See aheadless {_command_of(arguments)}--help")
+        complain(f"aheadless: {_problem(exc, arguments)} See aheadless {_command_of(arguments)}--help")
         return ExitCode.USAGE
+    except SystemExit:
+        # So rich, which writes the help, ends a program whose output nobody reads.
+        raise BrokenPipeError from None
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _problem(error: CycloptsError, arguments: Sequence[str]) -> str:
+    """Return what is wrong, without what may be a key in a wrong place."""
+    if isinstance(error, UnusedCliTokensError):
+        return "There are too many arguments; a message of several words needs quotes."
+    problem = str(error)
+    for argument in arguments:
+        value = argument.partition("=")[2] if argument.startswith("-") else argument
+        if len(value) > MAX_SHOWN:
+            problem = problem.replace(value, "…")
+    # Cut at the "=": what follows may be a key that was meant for an option of another name.
+    return re.sub(r"(--?[\w-]+)=[^\s\"']*", r"\1=…", one_line(problem))
 
 
 def _command_of(arguments: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
-from aheadless.cli.output import ExitCode, error_line, visible
+from aheadless.cli.output import ExitCode, error_line, exit_code, visible
 from aheadless.cli.process import complain, is_terminal, write
 from aheadless.cli.terminal import show, signals
 from aheadless.exceptions import AheadlessError
@@ -49,15 +49,29 @@ class _Conversation:
         self._live: ReplyStream | None = None
         self._typing = False
         self._terminated = False
+        self._pending = False
+        self._failure: ExitCode = ExitCode.OK
 
     def on_signal(self, number: int) -> None:
-        """Stop the live reply, or end the prompt; SIGTERM ends the program after that."""
+        """Stop the live reply, or end the prompt; SIGTERM ends the program after that.
+
+        One that falls between the two counts for what comes next.
+        """
         self._terminated |= number == signal.SIGTERM
         if self._live is not None:
-            self._runner.get_loop().call_soon_threadsafe(self._live.stop)
+            self._stop(self._live)
         elif self._typing:
             self._typing = False
             raise KeyboardInterrupt
+        else:
+            self._pending = True
+
+    def _stop(self, stream: ReplyStream) -> None:
+        self._runner.get_loop().call_soon_threadsafe(stream.stop)
+
+    def _take_pending(self) -> bool:
+        pending, self._pending = self._pending, False
+        return pending
 
     def run(self, greeting: str) -> int:
         prompt = _prompt()
@@ -68,10 +82,10 @@ class _Conversation:
                 line = self._read(prompt)
             except EOFError:
                 write("\n" if prompt else "")
-                return ExitCode.OK
+                return self._left()
             except KeyboardInterrupt:
                 write("\n")
-                if warned:
+                if warned and not self._terminated:
                     return ExitCode.SIGINT
                 warned = not self._terminated
                 write("Ctrl-C once more leaves, as Ctrl-D and /quit do.\n" * warned)
@@ -81,17 +95,23 @@ class _Conversation:
                 case "":
                     pass
                 case "/quit" | "/exit":
-                    return ExitCode.OK
+                    return self._left()
                 case command if command.startswith("/"):
                     write(self._answer(command) + "\n")
                 case _:
                     self._ask(line)
         return ExitCode.SIGTERM
 
+    def _left(self) -> ExitCode:
+        # A person has seen each failure; a script has only the code to go by.
+        return ExitCode.OK if is_terminal(sys.stdin) else self._failure
+
     def _read(self, prompt: str) -> str:
         write("\n" if prompt else "")
         try:
             self._typing = True
+            if self._take_pending():
+                raise KeyboardInterrupt
             return input(prompt)
         finally:
             self._typing = False
@@ -99,10 +119,13 @@ class _Conversation:
     def _ask(self, message: str) -> None:
         try:
             self._live = self._chat.stream(message)
+            if self._take_pending():
+                self._stop(self._live)
             self._runner.run(show(self._live))
             if self._live.state is not TurnState.DONE:
                 write("[stopped]\n")
         except AheadlessError as exc:
+            self._failure = exit_code(exc)
             complain(error_line(exc))
         finally:
             self._live = None

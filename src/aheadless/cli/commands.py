@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -39,6 +40,9 @@ QUESTIONS: Final = (
 
 # A word every 15 ms is a fast reader's pace, and lets one see that it streams.
 DEMO_DELAY: Final = 0.015
+
+# In use, or below 1024 and not for this user; with any other error it is the host that cannot be had.
+_PORT_TAKEN: Final = frozenset([errno.EADDRINUSE, errno.EACCES])
 
 GREETING: Final = "Ask something. /help lists the commands, Ctrl-D leaves."
 DEMO_GREETING: Final = (
@@ -179,7 +183,8 @@ def serve(settings: ServerSettings) -> int:
                     server = await stack.enter_async_context(run_server(settings))
                 except OSError as exc:
                     where = f"{settings.host}:{settings.port}"
-                    raise ConfigurationError(f"cannot listen on {where}: {_reason(exc)}; try another --port") from None
+                    other = "--port" if exc.errno in _PORT_TAKEN else "--host"
+                    raise ConfigurationError(f"cannot listen on {where}: {_reason(exc)}; try another {other}") from None
                 write(_introduction(server.url, settings))
                 await ended.wait()
                 complain("aheadless: ending, once the replies that are being written are finished")
