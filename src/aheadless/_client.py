@@ -580,11 +580,14 @@ class _Question:
 
     async def _post(self) -> Source:
         transport = self.core.transport
-        if self.core.keeper is not None:
-            self.core.keeper.check(self.session)
+        keeper, session = self.core.keeper, self.session
+        # A function, not a method: libraries that mock aiohttp copy what a request is given, and its owner with it.
+        check = None if keeper is None else lambda: keeper.check(session)
         if not self.json:
-            return await transport.open_stream(self.core.endpoint, self.body, self.key, timeouts=self.timeouts)
-        reply = decode_reply(await transport.post("/v1/chat", self.body, self.key, timeouts=self.timeouts))
+            return await transport.open_stream(
+                self.core.endpoint, self.body, self.key, timeouts=self.timeouts, check=check
+            )
+        reply = decode_reply(await transport.post("/v1/chat", self.body, self.key, timeouts=self.timeouts, check=check))
         return _Whole(
             encode_event(Start(reply.conversation_id)) + encode_event(Done(reply.text, reply.conversation_id))
         )

@@ -42,6 +42,8 @@ class _Held:
     """By the loop's time; nobody else can have it before."""
     ended: bool = False
     """Whether its turn is settled, so that it is only kept to be brought back."""
+    doubtful: bool = False
+    """Whether a save may have been carried out though it failed or was cancelled."""
     lock: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False)
 
 
@@ -147,11 +149,24 @@ class Keeper:
             logger.warning("%d sessions were not saved: the store does not answer", len(self._held))
 
     async def _save(self, held: _Held) -> None:
-        while (change := held.session.change()) is not None:
+        session = held.session
+        while session.change() is not None:
+            if held.doubtful:
+                # Nobody else saves under our lease, and if it is lost the store refuses us whatever the revision.
+                record = await self._store.load(session.session_id, limit=0)
+                session.revision = 0 if record is None else record.revision
+            change = session.change()
+            assert change is not None  # noqa: S101 - nothing takes changes away
             asked_at = self._now()
-            await self._store.save(change, held.lease)
+            held.doubtful = True
+            try:
+                await self._store.save(change, held.lease)
+            except StoreError as exc:
+                held.doubtful = not exc.lost
+                raise
+            held.doubtful = False
             held.valid_until = asked_at + self._store.lease_seconds
-            held.session.saved(change)
+            session.saved(change)
 
     # --- the task -----------------------------------------------------------------------------------------------------
 
