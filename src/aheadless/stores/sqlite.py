@@ -333,9 +333,13 @@ def _prepare(database: sqlite3.Connection) -> None:
 
 def _check_ours(database: sqlite3.Connection) -> None:
     """Raise StoreError, nothing written, for a database of a newer version and for one that is not ours."""
-    version = _pragma(database, "user_version")
-    ours = _pragma(database, "application_id") == APPLICATION_ID
-    if not ours and (version or database.execute("SELECT 1 FROM sqlite_master").fetchone()):
+    # One transaction, or another process could make its tables between our looking at the one and at the other.
+    with database:
+        database.execute("BEGIN")
+        version = _pragma(database, "user_version")
+        ours = _pragma(database, "application_id") == APPLICATION_ID
+        used = version or database.execute("SELECT 1 FROM sqlite_master").fetchone()
+    if used and not ours:
         raise StoreError("the database belongs to something else: it is no store of sessions")
     if version > len(MIGRATIONS):
         raise StoreError(
