@@ -127,6 +127,43 @@ async def test_one_turn_over_two_clients(scripted: ScriptedServer, make_client: 
     assert texts == ["one", "three", "Hello world"]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+async def test_leaving_an_earlier_turn(
+    scripted: ScriptedServer, make_client: MakeClient, store: MemoryStore, *, whole: bool
+) -> None:
+    """The block of a turn that is over does not give away the lease of the next one."""
+    if not whole:
+        scripted.add(STALLED)
+    client, other = make_client(scripted.url, store=store), make_client(scripted.url, store=store)
+    chat = client.chat("s")
+    async with chat.stream("one") as first:
+        if whole:
+            await first.reply()
+        else:
+            chat.stop()
+        scripted.add(STALLED)
+        second = chat.stream("two")
+        await second.__aenter__()
+        await first.aclose()
+
+    with pytest.raises(SessionBusyError, match="another process"):
+        await other.chat("s").stream("three", on_busy="reject")
+    await second.aclose()
+
+
+async def test_a_failure_is_told_to_its_own_turn(scripted: ScriptedServer, make_client: MakeClient) -> None:
+    """Leaving the block of a turn that was saved says nothing of a later one that was not."""
+    async with _Failing() as store:
+        client = make_client(scripted.url, store=store)
+        async with client.chat("s").stream("one") as first:
+            await first.reply()
+            with pytest.raises(StoreError) as caught:
+                async for _event in client.chat("s").stream("two"):
+                    store.failing = "save"
+        store.failing = ""
+        assert caught.value.reply is not None
+
+
 @pytest.mark.parametrize("how", ["break", "cancel", "stop", "close"])
 async def test_an_end_where_nothing_can_be_awaited(
     scripted: ScriptedServer, make_client: MakeClient, store: MemoryStore, how: str

@@ -491,6 +491,7 @@ class _Question:
     json: bool
     give_up_at: float | None = attrs.field(default=None, init=False)
     recorded: bool = attrs.field(default=False, init=False)
+    saved: bool = attrs.field(default=False, init=False)
 
     @property
     def session_id(self) -> str:
@@ -611,8 +612,9 @@ class _Question:
         self.core.live.discard(stream)
 
     async def record(self) -> None:
-        if self.core.keeper is not None:
+        if self.core.keeper is not None and not self.saved:
             await self.core.keeper.bring_back(self.session)
+            self.saved = True  # what becomes of a later turn is told to that one
 
 
 @attrs.define(eq=False)

@@ -106,7 +106,7 @@ class Keeper:
             self._wake.set()
 
     async def bring_back(self, session: Session) -> None:
-        """Save what is new in a session whose turn is settled, and release its lease.
+        """Save what is new in a session whose turn is settled, and release its lease; not that of a later, live turn.
 
         Raises StoreError when that cannot be done; if the lease is lost what was not saved is given up. If cancelled,
         the keeper goes on with it.
@@ -119,7 +119,7 @@ class Keeper:
 
     async def _bring_back(self, session: Session) -> None:
         held = self._held.get(session.session_id)
-        if held is None:
+        if held is None or not held.ended:
             return
         async with held.lock:
             if self._held.get(session.session_id) is not held:
@@ -144,6 +144,7 @@ class Keeper:
         try:
             async with asyncio.timeout(LAST_SAVE):
                 for held in tuple(self._held.values()):
+                    held.ended = True  # its task may not have noticed yet
                     await self._bring_back_or_log(held)
         except TimeoutError:
             logger.warning("%d sessions were not saved: the store does not answer", len(self._held))
