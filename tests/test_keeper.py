@@ -313,6 +313,21 @@ async def test_forgetting(scripted: ScriptedServer, make_client: MakeClient, sto
     assert told(client.chat("s").messages) == WHOLE
 
 
+async def test_forgetting_after_an_early_end(
+    scripted: ScriptedServer, make_client: MakeClient, store: MemoryStore
+) -> None:
+    """A turn of this client that has just ended, and is still to be saved, is not taken for another process's."""
+    scripted.add(Script(FIRST, end="stall"))
+    client = make_client(scripted.url, store=store)
+    async for _event in client.chat("s").stream("Hi"):
+        break
+
+    await client.sessions.forget("s")
+
+    assert await store.load("s", limit=10) is None
+    assert client.chat("s").messages == ()
+
+
 async def test_leases_are_renewed(scripted: ScriptedServer, make_client: MakeClient) -> None:
     """A turn that takes longer than a lease keeps its session."""
     scripted.add(STALLED)

@@ -222,6 +222,7 @@ class ChatClient:
         chat_header = "x-widget-api-key" if legacy_auth else "x-api-key"
         self._admin_key = _key("x-admin-api-key", admin_key, "admin_key", "AHEADLESS_ADMIN_KEY", "ADMIN_API_KEY")
         history_limit = parse_count(history_limit, "history_limit", least=0)
+        keeper = None if store is None else Keeper(store, history_limit=history_limit)
         self._core = _Core(
             transport=Transport(
                 parse_base_url(url, allow_insecure_http=allow_insecure_http),
@@ -236,9 +237,10 @@ class ChatClient:
                 max_sessions=parse_count(max_sessions, "max_sessions", least=1),
                 idle_limit=None if session_idle is None else parse_seconds(session_idle, "session_idle"),
                 store=store,
+                bring_back=None if keeper is None else keeper.bring_back,
             ),
             store=store,
-            keeper=None if store is None else Keeper(store, history_limit=history_limit),
+            keeper=keeper,
             chat_key=_key(chat_header, api_key, "api_key", "AHEADLESS_API_KEY", "WIDGET_API_KEY"),
             endpoint=parse_endpoint(endpoint),
             timeouts=_checked(timeouts, Timeouts, "timeouts") or Timeouts(),
