@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import random
+import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
@@ -14,6 +15,7 @@ import attrs
 
 from aheadless._gate import Gate
 from aheadless._http import Key, Transport
+from aheadless._keeper import Keeper
 from aheadless._options import (
     OnBusy,
     RateLimit,
@@ -31,7 +33,7 @@ from aheadless._options import (
 )
 from aheadless._pacing import Pacer, PacingState, Pass, Waiting, pacer_for
 from aheadless._retry import Retry, RetryBudget, Retrying
-from aheadless._session import Message, MessageStatus, Reply, Session, SessionManager
+from aheadless._session import MAX_SESSIONS, Message, MessageStatus, Reply, Session, SessionManager, SessionStore
 from aheadless._stream import Callbacks, ReplyStream, call
 from aheadless.exceptions import (
     AheadlessError,
@@ -44,6 +46,8 @@ from aheadless.exceptions import (
     ReplyFailedError,
     SessionBusyError,
     StatusError,
+    StoreError,
+    StreamStoppedError,
     UsageError,
 )
 from aheadless.protocol.codec import (
@@ -121,6 +125,8 @@ class _Core:
     max_wait: float
     on_retry: tuple[OnRetry, ...]
     on_wait: tuple[OnWait, ...]
+    store: SessionStore | None
+    keeper: Keeper | None
     budget: RetryBudget = attrs.field(factory=RetryBudget, init=False)
     live: set[ReplyStream] = attrs.field(factory=set["ReplyStream"], init=False)
     closed: bool = attrs.field(default=False, init=False)
@@ -152,6 +158,9 @@ class _Core:
         if self._loop is None or self._pid != os.getpid() or not self._loop.is_closed():
             self.check_place()
 
+    def touch(self, session: Session) -> None:
+        self.sessions.touch(session, time.monotonic())
+
     def pacer(self) -> Pacer:
         """Return the pacer that all clients of this origin share."""
         return pacer_for(self.transport.origin)
@@ -177,7 +186,11 @@ class ChatClient:
     - `max_connections`: how many streams can be open at once; further ones wait for `timeouts.connect`.
     - `on_busy`: what a new turn does when its session has a live one: "queue" (wait, in order), "reject" (raise
       SessionBusyError) or "interrupt" (stop the live one).
+    - `store`: where sessions outlive this process, from `aheadless.stores`; it is closed with the client unless it was
+      entered as a block. Without one they live as long as the client.
     - `history_limit`: how many messages of a session are kept here, the oldest go first.
+    - `max_sessions`, `session_idle`: how many sessions are kept here, and for how many seconds without use (None: no
+      limit); the least recently used go first, never one with a live turn.
     - `session`: an aiohttp session of yours to send with. It is never closed by the client, and its own headers,
       cookies and connector apply.
     - `ssl`, `proxy`, `headers`: as aiohttp takes them, for every request. Keys and `Origin` are not among the headers.
@@ -205,7 +218,10 @@ class ChatClient:
         max_wait: float = MAX_WAIT,
         max_connections: int = MAX_CONNECTIONS,
         on_busy: OnBusy = "queue",
+        store: SessionStore | None = None,
         history_limit: int = HISTORY_LIMIT,
+        max_sessions: int = MAX_SESSIONS,
+        session_idle: float | None = None,
         session: aiohttp.ClientSession | None = None,
         ssl: ssl_module.SSLContext | bool | None = None,
         proxy: str | None = None,
@@ -223,6 +239,8 @@ class ChatClient:
             raise ConfigurationError("no base URL: pass base_url or set AHEADLESS_BASE_URL")
         chat_header = "x-widget-api-key" if legacy_auth else "x-api-key"
         self._admin_key = _key("x-admin-api-key", admin_key, "admin_key", "AHEADLESS_ADMIN_KEY", "ADMIN_API_KEY")
+        history_limit = parse_count(history_limit, "history_limit", least=0)
+        keeper = None if store is None else Keeper(store, history_limit=history_limit)
         self._core = _Core(
             transport=Transport(
                 parse_base_url(url, allow_insecure_http=allow_insecure_http),
@@ -232,7 +250,15 @@ class ChatClient:
                 proxy=proxy,
                 max_connections=parse_count(max_connections, "max_connections", least=1),
             ),
-            sessions=SessionManager(history_limit=parse_count(history_limit, "history_limit", least=0)),
+            sessions=SessionManager(
+                history_limit=history_limit,
+                max_sessions=parse_count(max_sessions, "max_sessions", least=1),
+                idle_limit=None if session_idle is None else parse_seconds(session_idle, "session_idle"),
+                store=store,
+                bring_back=None if keeper is None else keeper.bring_back,
+            ),
+            store=store,
+            keeper=keeper,
             chat_key=_key(chat_header, api_key, "api_key", "AHEADLESS_API_KEY", "WIDGET_API_KEY"),
             endpoint=parse_endpoint(endpoint),
             timeouts=_checked(timeouts, Timeouts, "timeouts") or Timeouts(),
@@ -299,9 +325,10 @@ class ChatClient:
         self._core.check_open()
         chat = self._chats.get(validate_session_id(session_id))
         if chat is None:
-            chat = Chat(self._core, self._core.sessions.new(session_id))
+            sessions = self._core.sessions
+            chat = Chat(self._core, sessions.known(session_id) or sessions.new(session_id))
             self._chats[session_id] = chat
-        self._core.sessions.touch(chat._session)  # noqa: SLF001 - Chat is the other half of this module
+        self._core.touch(chat._session)  # noqa: SLF001 - Chat is the other half of this module
         chat._configure(on_busy, Callbacks.of(on_start, on_token, on_done, on_error))  # noqa: SLF001
         return chat
 
@@ -319,14 +346,24 @@ class ChatClient:
     async def aclose(self) -> None:
         """End all live turns, whose readers get a ClientClosedError, and close the connections. May be called again.
 
-        Does not wait for readers. If cancelled, the client is closed all the same. Raises UsageError on another event
-        loop, unless the client's own is closed, and in a process that was forked off.
+        Does not wait for readers. With a store, what was not saved yet is saved, for at most 5 s. If cancelled, the
+        client is closed all the same. Raises UsageError on another event loop, unless the client's own is closed, and
+        in a process that was forked off.
         """
-        self._core.check_may_close()
-        self._core.closed = True
-        for stream in tuple(self._core.live):
+        core = self._core
+        core.check_may_close()
+        core.closed = True
+        for stream in tuple(core.live):
             stream.fail(ClientClosedError("the client was closed"))
-        await self._core.transport.aclose()
+        try:
+            if core.keeper is not None:
+                await core.keeper.aclose()
+        finally:
+            try:
+                await core.transport.aclose()
+            finally:
+                if core.store is not None and not core.store.shared:
+                    await core.store.aclose()
 
     async def __aenter__(self) -> ChatClient:
         self._core.check_open()
@@ -489,6 +526,7 @@ class _Question:
     give_up_at: float | None = attrs.field(default=None, init=False)
     recorded: bool = attrs.field(default=False, init=False)
     unsure: bool = attrs.field(default=False, init=False)  # whether an earlier attempt may have arrived
+    saved: bool = attrs.field(default=False, init=False)
 
     @property
     def session_id(self) -> str:
@@ -504,13 +542,17 @@ class _Question:
         try:
             async with asyncio.timeout(LONGEST_QUEUE):
                 await self.gate.enter(stream, self.on_busy)
+                if self.core.keeper is not None:
+                    await self.core.keeper.take(self.session, wait=self.on_busy != "reject")
         except TimeoutError:
             raise SessionBusyError(f"the session's turn did not end within {LONGEST_QUEUE:.0f} s") from None
 
     async def send(self, stream: ReplyStream) -> Source:
-        self.core.sessions.touch(self.session)
+        self.core.touch(self.session)
         self.session.begin(self.message, at=_utc_now())
         self.recorded = True
+        if self.core.keeper is not None:
+            await self.core.keeper.save_question(self.session)
         core, attempt = self.core, 1
         while True:
             try:
@@ -581,10 +623,14 @@ class _Question:
         raise RateLimitError(f"the rate limit left no room within {core.max_wait:.0f} s", delivery=Delivery.NOT_SENT)
 
     async def _post(self, stream: ReplyStream) -> Source:
+        keeper, session = self.core.keeper, self.session
+
         def on_news(delivery: Delivery) -> None:
             if stream.state is not TurnState.WAITING:
                 # It was ended from outside as not sent, and this comes before anything is.
                 raise TimeoutError
+            if keeper is not None:
+                keeper.check(session)
             stream.note_delivery(self._verdict(delivery))
 
         transport, timeouts = self.core.transport, self.timeouts
@@ -611,13 +657,20 @@ class _Question:
                 text, delivery = outcome.partial, outcome.delivery
             self.session.settle(
                 text,
-                status=_status(outcome),
+                status="cancelled" if stream.cancelled else _status(outcome),
                 delivery=delivery,
                 conversation_id=stream.conversation_id,
                 at=_utc_now(),
             )
+        if self.core.keeper is not None:
+            self.core.keeper.end(self.session)
         self.gate.leave(stream)
         self.core.live.discard(stream)
+
+    async def record(self) -> None:
+        if self.core.keeper is not None and not self.saved:
+            await self.core.keeper.bring_back(self.session)
+            self.saved = True  # what becomes of a later turn is told to that one
 
 
 @attrs.define(eq=False)
@@ -643,8 +696,12 @@ def _status(outcome: Outcome) -> MessageStatus:
     match outcome:
         case Reply():
             return "complete"
-        case ReplyFailedError() | StatusError() | ConnectError():
+        case ReplyFailedError() | StatusError() | ConnectError() | StoreError():
             return "failed"
+        case StreamStoppedError() | ClientClosedError():
+            return "interrupted"
+        case AheadlessError(delivery=Delivery.UNKNOWN):
+            return "unknown"
         case _:
             return "interrupted"
 

@@ -513,6 +513,8 @@ class Transport:
             failure = RequestTimeoutError(phase=limits.expired(), delivery=evidence.delivery)
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as exc:
             failure = _request_failure(exc, evidence, self.base_url)
+        except AheadlessError as exc:  # what `on_news` raised
+            failure = exc.with_traceback(None)
         finally:
             evidence.on_connected = evidence.on_news = None
         if failure is not None:

@@ -1,22 +1,37 @@
-"""What is known of a conversation: its messages and its id on the server. No I/O, no clock."""
+"""What is known of a conversation: its messages and its id on the server, and what a store keeps of it.
+
+No I/O, no clock.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 import attrs
 
 from aheadless.exceptions import Delivery, SessionBusyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
-__all__ = ["Message", "MessageStatus", "Reply", "Role", "Session", "SessionManager", "Timings"]
+__all__ = [
+    "Lease",
+    "Message",
+    "MessageStatus",
+    "Reply",
+    "Role",
+    "Session",
+    "SessionChange",
+    "SessionManager",
+    "SessionRecord",
+    "SessionStore",
+    "Timings",
+]
 
 Role: TypeAlias = Literal["user", "assistant"]
-MessageStatus: TypeAlias = Literal["pending", "complete", "interrupted", "failed"]
+MessageStatus: TypeAlias = Literal["pending", "complete", "interrupted", "cancelled", "failed", "unknown"]
 
 # A busy bot's users of a day; an idle session without messages is a few hundred bytes.
 MAX_SESSIONS: Final = 10_000
@@ -33,7 +48,8 @@ class Message:
 
     status: MessageStatus = attrs.field(default="complete", kw_only=True)
     """`pending` while its turn is live, `complete` when `done` was read, `interrupted` when the stream ended early,
-    `failed` when the server or the way to it failed."""
+    `cancelled` when its reader was cancelled, `failed` when the server or the way to it failed, and `unknown` when
+    nobody can tell whether the server has the question: the connection was lost, or the process died."""
 
     created_at: datetime = attrs.field(kw_only=True)
     """Aware; by this machine's clock."""
@@ -80,6 +96,105 @@ class Reply:
         return self.text
 
 
+@attrs.frozen
+class Lease:
+    """The right to the one turn that a session can have, over all processes that share a store."""
+
+    session_id: str
+
+    token: int
+    """Grows with each lease of the session, so that a holder who was believed dead can be told from the next one."""
+
+
+@attrs.frozen
+class SessionRecord:
+    """A session as a store keeps it."""
+
+    session_id: str
+    revision: int
+    """Grows by one with each change that was saved."""
+    conversation_id: str | None
+    messages: tuple[Message, ...]
+    """The newest ones, oldest first, without a gap."""
+    count: int
+    """How many there have ever been: the number that the next one gets. The first one has number 0."""
+
+
+@attrs.frozen
+class SessionChange:
+    """What is new in a session."""
+
+    session_id: str
+    revision: int
+    """Of the record that this changes; 0 for a session that was never saved."""
+    conversation_id: str | None
+    messages: tuple[tuple[int, Message], ...]
+    """Those that are new or replaced, with their numbers, in order."""
+
+
+class SessionStore(Protocol):
+    """Where sessions outlive a process.
+
+    Every failure is a StoreError. A call that is cancelled may have been carried out. A store is used on one event
+    loop; what it keeps can be shared by many processes.
+    """
+
+    @property
+    def lease_seconds(self) -> float:
+        """For how long a lease lasts that is not renewed."""
+        ...
+
+    @property
+    def on_outage(self) -> Literal["raise", "local"]:
+        """What a turn does when the store cannot be reached: it fails, or it goes on with what this process knows."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether its owner closes it (it was entered as a block), and not the client that uses it."""
+        ...
+
+    async def acquire(self, session_id: str, *, wait: bool = True) -> Lease | None:
+        """Return the lease of a session when it is free; waiters get it in the order of asking.
+
+        A lease that was not renewed in time is free. If not `wait`, returns None for one that is held or waited for.
+        If cancelled, the place in the queue is given up.
+        """
+        ...
+
+    async def renew(self, lease: Lease) -> bool:
+        """Let a lease last for another `lease_seconds`; False when somebody else has had the session meanwhile."""
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """Give a lease back; nothing happens if it is lost."""
+        ...
+
+    async def load(self, session_id: str, *, limit: int) -> SessionRecord | None:
+        """Return a session with its newest `limit` messages, or None if it is not known."""
+        ...
+
+    async def save(self, change: SessionChange, lease: Lease) -> None:
+        """Carry out a change, all of it or nothing, and renew the lease.
+
+        Raises StoreError with `lost` set, nothing changed, when somebody else has had the session since the lease was
+        given, or when the record has another revision.
+        """
+        ...
+
+    async def forget(self, session_id: str, lease: Lease) -> None:
+        """Drop what is kept of a session. Raises StoreError as :meth:`save` does."""
+        ...
+
+    async def list(self) -> list[str]:
+        """Return the ids of all sessions, the least recently saved first."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close files and connections; may be called again."""
+        ...
+
+
 @attrs.define(eq=False)
 class Session:
     """The state of one conversation. At most `history_limit` messages are kept, the oldest go first."""
@@ -87,11 +202,21 @@ class Session:
     session_id: str
     history_limit: int
     conversation_id: str | None = None
+    revision: int = attrs.field(default=0, init=False)
+    """Of the stored record that this one was read from or written to; 0 without one."""
+    used_at: float = attrs.field(default=0.0, init=False)
+    """When it was last used, by the clock of whoever uses it."""
     _messages: list[Message] = attrs.field(factory=list[Message], init=False)
-    live: bool = attrs.field(default=False, init=False)
-    """Whether a turn has begun and is not settled."""
+    _count: int = attrs.field(default=0, init=False)
+    _asked: tuple[int, Message] | None = attrs.field(default=None, init=False)  # the live turn's question, numbered
+    _unsaved: dict[int, Message] | None = attrs.field(default=None, init=False)  # None: there is no store
     handle: object = attrs.field(default=None, init=False, repr=False)
     """The object that users hold for this session; it lives, with its callbacks, as long as the session is known."""
+
+    @property
+    def live(self) -> bool:
+        """Whether a turn has begun and is not settled."""
+        return self._asked is not None
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -100,8 +225,9 @@ class Session:
 
     def begin(self, text: str, *, at: datetime) -> None:
         """Record a question that is about to be sent."""
-        self.live = True
-        self._append(Message("user", text, status="pending", created_at=at, delivery=Delivery.UNKNOWN))
+        question = Message("user", text, status="pending", created_at=at, delivery=Delivery.UNKNOWN)
+        self._asked = (self._count, question)
+        self._append(question)
 
     def settle(
         self,
@@ -113,11 +239,12 @@ class Session:
         at: datetime,
     ) -> None:
         """Record how the turn ended; `text` is the reply or what had come of it."""
-        self.live = False
         if conversation_id is not None:
             self.conversation_id = conversation_id
-        if self._messages and self._messages[-1].status == "pending":
-            self._messages[-1] = attrs.evolve(self._messages[-1], status=status, delivery=delivery)
+        if self._asked is not None:
+            number, question = self._asked
+            self._asked = None
+            self._put(number, attrs.evolve(question, status=status, delivery=delivery))
         if text or status == "complete":
             self._append(Message("assistant", text, status=status, created_at=at, delivery=delivery))
 
@@ -125,9 +252,66 @@ class Session:
         """Forget the conversation; the server does not."""
         self._messages.clear()
         self.conversation_id = None
+        self.revision = self._count = 0
+
+    # --- with a store -------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing would be lost if this object went away."""
+        return not self.live and not self._unsaved
+
+    def adopt(self, record: SessionRecord | None, *, held: bool) -> None:
+        """Take over what a store has, in place of what was known here.
+
+        `held`: whether this process has the session's lease. Then a question that is still pending is one whose
+        process died, and what became of it is unknown; and changes are kept from now on, to be saved.
+        """
+        self._unsaved = {} if held else None
+        self.clear()
+        if record is None:
+            return
+        self.revision, self.conversation_id, self._count = record.revision, record.conversation_id, record.count
+        self._messages = list(record.messages)
+        for number, message in enumerate(record.messages, record.count - len(record.messages)):
+            if held and message.status == "pending":
+                self._put(number, attrs.evolve(message, status="unknown"))
+        self._trim()
+
+    def change(self) -> SessionChange | None:
+        """Return what is to be saved, or None."""
+        if not self._unsaved:
+            return None
+        return SessionChange(self.session_id, self.revision, self.conversation_id, tuple(sorted(self._unsaved.items())))
+
+    def saved(self, change: SessionChange) -> None:
+        """Take note that a change was saved; what has changed since is still to be."""
+        self.revision = change.revision + 1
+        for number, message in change.messages:
+            if self._unsaved and self._unsaved.get(number) is message:
+                del self._unsaved[number]
+
+    def give_up(self) -> None:
+        """Keep no more changes to be saved: what is known here is all that remains of them."""
+        self._unsaved = None
 
     def _append(self, message: Message) -> None:
         self._messages.append(message)
+        self._count += 1
+        self._note(self._count - 1, message)
+        self._trim()
+
+    def _put(self, number: int, message: Message) -> None:
+        index = number - (self._count - len(self._messages))
+        if index >= 0:
+            self._messages[index] = message
+        self._note(number, message)
+
+    def _note(self, number: int, message: Message) -> None:
+        if self._unsaved is not None:
+            self._unsaved[number] = message
+
+    def _trim(self) -> None:
         if (surplus := len(self._messages) - self.history_limit) > 0:
             del self._messages[:surplus]
 
@@ -138,47 +322,98 @@ class SessionManager:
     Nothing here waits, so that a cancel cannot leave anything half-done.
     """
 
-    def __init__(self, *, history_limit: int, max_sessions: int = MAX_SESSIONS) -> None:
+    def __init__(
+        self,
+        *,
+        history_limit: int,
+        max_sessions: int = MAX_SESSIONS,
+        idle_limit: float | None = None,
+        store: SessionStore | None = None,
+        bring_back: Callable[[Session], Awaitable[None]] | None = None,
+    ) -> None:
         self._history_limit = history_limit
         self._max_sessions = max_sessions
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._idle_limit = idle_limit
+        self._store = store
+        self._bring_back = bring_back  # saves the end of a turn and releases its lease, if that is still to be done
+        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     async def get(self, session_id: str) -> Session | None:
-        """Return the state of a session, or None if this client does not know it."""
+        """Return the state of a session, or None if neither this client nor its store knows it.
+
+        With a store, what it has is read first, so that `chat.messages` is what all processes have said.
+        """
+        if self._store is not None and self._is_idle(session_id):
+            record = await self._store.load(session_id, limit=self._history_limit)
+            if record is not None and self._is_idle(session_id):  # no turn has begun meanwhile
+                session = self.known(session_id) or self.new(session_id)
+                session.adopt(record, held=False)
+                self._sessions.setdefault(session_id, session)
         return self._sessions.get(session_id)
 
     async def list(self) -> list[str]:
-        """Return the ids of the sessions, the least recently used first."""
-        return [*self._sessions]
+        """Return the ids of the sessions, the least recently used first; those in the store come before the others."""
+        stored = [] if self._store is None else await self._store.list()
+        return [*dict.fromkeys([*(known for known in stored if known not in self._sessions), *self._sessions])]
 
     async def forget(self, session_id: str) -> None:
-        """Drop what is known of a session, if anything is. The server keeps its own history.
+        """Drop what is known of a session, here and in the store, if anything is. The server keeps its own history.
 
-        Raises SessionBusyError while a turn is live.
+        Raises SessionBusyError while a turn is live, in whatever process.
         """
         session = self._sessions.get(session_id)
-        if session is None:
-            return
-        if session.live:
+        if session is not None and session.live:
             raise SessionBusyError("a session is not forgotten while a turn is live", session_id=session_id)
-        del self._sessions[session_id]
-        session.clear()
+        if self._store is not None:
+            if session is not None and self._bring_back is not None:
+                await self._bring_back(session)
+            lease = await self._store.acquire(session_id, wait=False)
+            if lease is None:
+                raise SessionBusyError("the session has a live turn in another process", session_id=session_id)
+            try:
+                await self._store.forget(session_id, lease)
+            finally:
+                await self._store.release(lease)
+        if session is not None:
+            self._sessions.pop(session_id, None)
+            session.clear()
+
+    def known(self, session_id: str) -> Session | None:
+        """Return a session if it is known here."""
+        return self._sessions.get(session_id)
 
     def new(self, session_id: str) -> Session:
         """Return a new session; it is known from :meth:`touch` on."""
         return Session(session_id, self._history_limit)
 
-    def touch(self, session: Session) -> None:
-        """Count a session as just used, and let the least recently used idle one go if there are too many."""
+    def touch(self, session: Session, now: float) -> None:
+        """Count a session as used at this time, and let those go that have been idle for too long or are too many."""
+        session.used_at = now
         self._sessions[session.session_id] = session
         self._sessions.move_to_end(session.session_id)
         if len(self._sessions) > self._max_sessions:
-            idle = next(self._idle(), None)
-            if idle is not None:
-                del self._sessions[idle]
+            self._let_go(next(self._idle(), None))
+        if self._idle_limit is not None:
+            for session_id in [*self._expired(now - self._idle_limit)]:
+                self._let_go(session_id)
+
+    def _expired(self, before: float) -> Iterator[str]:
+        for session_id, session in self._sessions.items():
+            if session.used_at >= before:
+                return
+            if session.idle:
+                yield session_id
 
     def _idle(self) -> Iterator[str]:
-        return (session_id for session_id, session in self._sessions.items() if not session.live)
+        return (session_id for session_id, session in self._sessions.items() if session.idle)
+
+    def _is_idle(self, session_id: str) -> bool:
+        session = self._sessions.get(session_id)
+        return session is None or session.idle
+
+    def _let_go(self, session_id: str | None) -> None:
+        if session_id is not None:
+            del self._sessions[session_id]

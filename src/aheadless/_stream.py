@@ -16,6 +16,7 @@ from aheadless.exceptions import (
     Delivery,
     ReplyFailedError,
     RequestTimeoutError,
+    StoreError,
     StreamInterruptedError,
     StreamStoppedError,
     UsageError,
@@ -137,6 +138,9 @@ class Wiring(Protocol):
     def settle(self, stream: ReplyStream, outcome: Outcome) -> None:
         """Record the end of the turn and free the session. Called once, whatever was reached, and it does not wait."""
 
+    async def record(self) -> None:
+        """Save what :meth:`settle` recorded, if it is to outlive the process. Raises StoreError."""
+
 
 class ReplyStream:
     """The answer to one message, while it is written.
@@ -165,6 +169,7 @@ class ReplyStream:
         self._raised = False  # whether a reader was told of the outcome, if it is an error
         self._owned = False  # by an `async with` block
         self._reading = False
+        self._cancelled = False
         self._delivery = Delivery.NOT_SENT  # as long as there is no source
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[object] | None = None
@@ -204,6 +209,11 @@ class ReplyStream:
         """The task that drives the turn, or did so last; None before and after."""
         return self._task
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the turn ended because its reader was cancelled."""
+        return self._cancelled
+
     # --- driving ------------------------------------------------------------------------------------------------------
 
     def __aiter__(self) -> EventCursor:
@@ -241,6 +251,7 @@ class ReplyStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        await self._record()
 
     async def advance(self) -> Event | None:
         """Return the next event after the callbacks were called for it; None when the turn is over.
@@ -254,9 +265,12 @@ class ReplyStream:
                 if self._source is None:
                     await self._open()
                 if self._outcome is None and (event := await self._read()) is not None:
+                    if type(event) is Done:
+                        await self._record()
                     await self._tell(event)
                     if self._outcome is None or type(event) is Done:
                         return event
+                await self._record()
             if isinstance(self._outcome, AheadlessError) and not isinstance(self._outcome, StreamStoppedError):
                 raise await self._told(self._outcome)
             return None
@@ -346,6 +360,19 @@ class ReplyStream:
             return source.total_at, "total"
         return at, phase
 
+    async def _record(self) -> None:
+        """Have the settled turn saved. That a reply was not saved is what its reader gets, with the reply on it."""
+        try:
+            await self._wiring.record()
+        except StoreError as exc:
+            if not isinstance(self._outcome, Reply):
+                return  # why there is no reply matters more; the saving is tried again later, or was logged
+            exc.reply = self._outcome
+            exc.session_id = self.session_id
+            self._outcome = exc
+            self._end_subscriptions(exc)
+            raise await self._told(exc) from None
+
     async def _tell(self, event: Event) -> None:
         if self._mailboxes:
             await self._publish(event)
@@ -401,8 +428,9 @@ class ReplyStream:
         self.fail(StreamStoppedError("the reply was stopped"))
 
     async def aclose(self) -> None:
-        """End the turn as :meth:`stop` does. Does not wait for anything."""
+        """End the turn as :meth:`stop` does, and wait until that is saved, if there is a store."""
         self.stop()
+        await self._record()
 
     def fail(self, error: AheadlessError) -> None:
         """End the turn with an error of this side; its reader, if there is one, wakes up and raises it."""
@@ -495,7 +523,8 @@ class ReplyStream:
     def end_reading(self, error: BaseException | None) -> None:
         """Let it out. An error that is not the turn's own, a cancel or one of the user's, ends the turn."""
         self._reading = False
-        if error is not None:
+        if error is not None and self._outcome is None:
+            self._cancelled = isinstance(error, asyncio.CancelledError)
             self.fail(StreamInterruptedError("its reader left the stream"))
 
 

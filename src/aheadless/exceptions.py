@@ -300,13 +300,18 @@ class StoreError(AheadlessError):
 
     reply: Reply | None
 
+    lost: bool
+    """Whether another holder has taken the session over, so that nothing of this turn can be saved any more."""
+
     def __init__(
         self,
         message: str = "",
         *,
         reply: Reply | None = None,
+        lost: bool = False,
         delivery: Delivery | None = None,
         session_id: str | None = None,
     ) -> None:
         super().__init__(message, delivery=delivery, session_id=session_id)
         self.reply = reply
+        self.lost = lost
