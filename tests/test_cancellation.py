@@ -135,7 +135,7 @@ async def test_at_every_step(
         assert task.cancelling() == cancelled
         assert_settled(chat)
         status = chat.messages[0].status if chat.messages else "not asked"
-        if status == "interrupted":
+        if status == "cancelled":
             await all_closed(scripted, client)
         scripted._scripts.clear()
         if len(scripted.requests) > asked and drive is not send:
@@ -156,7 +156,7 @@ async def test_at_every_step(
         if not cancelled:
             break
 
-    assert reached == {"not asked", "interrupted", "complete"}
+    assert reached == {"not asked", "cancelled", "complete"}
     # Together more than two hundred, over these twelve kinds of turns with each of the two kinds of connections.
     assert steps >= (8 if kept else 12)
 

@@ -191,10 +191,7 @@ def _connect(path: str | Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    # In one transaction: between two readings another process may have made the tables.
-    with connection:
-        connection.execute("BEGIN")
-        _check_ours(connection)
+    _check_ours(connection)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
