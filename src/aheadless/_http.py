@@ -149,6 +149,11 @@ class Answer:
         self._timer: asyncio.TimerHandle | None = None
         self._taken = 0
 
+    @property
+    def date(self) -> datetime | None:
+        """The server's time when it answered, if it says so."""
+        return _parse_date(self._response.headers.get("Date", ""))
+
     async def read(self, deadline: float | None, /) -> bytes:
         """Return the bytes that are there, or wait for some; `b""` at the end of the body.
 
@@ -322,10 +327,10 @@ class Transport:
 
     async def post(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts) -> bytes:
         """Post a question and return the body of the JSON answer. Errors and cancel: as :meth:`open_stream`."""
-        return await self._fetch("POST", path, key, timeouts, body=body)
+        return (await self._fetch("POST", path, key, timeouts, body=body))[0]
 
-    async def get(self, path: str, key: Key | None, *, timeouts: Timeouts) -> bytes:
-        """Return the body of the JSON answer to a GET. Errors and cancel: as :meth:`open_stream`."""
+    async def get(self, path: str, key: Key | None, *, timeouts: Timeouts) -> tuple[bytes, datetime | None]:
+        """Return the body of the JSON answer to a GET, and the server's time. Errors and cancel: as for a stream."""
         return await self._fetch("GET", path, key, timeouts, body=None)
 
     async def aclose(self) -> None:
@@ -340,7 +345,9 @@ class Transport:
         elif self._trace in self._session.trace_configs:
             self._session.trace_configs.remove(self._trace)
 
-    async def _fetch(self, method: str, path: str, key: Key | None, timeouts: Timeouts, *, body: bytes | None) -> bytes:
+    async def _fetch(
+        self, method: str, path: str, key: Key | None, timeouts: Timeouts, *, body: bytes | None
+    ) -> tuple[bytes, datetime | None]:
         limits = _Limits.start(connect=timeouts.connect, wait=timeouts.send, phase="total", total=None)
         answer = await self._request(method, path, key, limits, accept="application/json", body=body)
         try:
@@ -353,7 +360,7 @@ class Transport:
             raise RequestTimeoutError(phase="total")
         if len(content) > MAX_JSON_BODY:
             raise ProtocolError(f"the answer is longer than {MAX_JSON_BODY} bytes")
-        return content
+        return content, answer.date
 
     async def _request(
         self, method: str, path: str, key: Key | None, limits: _Limits, *, accept: str, body: bytes | None
@@ -554,11 +561,15 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
-        try:
-            date = parsedate_to_datetime(text)
-        except (ValueError, IndexError, OverflowError):
+        if (date := _parse_date(text)) is None:
             return None
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=timezone.utc)
         seconds = (date - now).total_seconds()
     return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+def _parse_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, IndexError, OverflowError):
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)
