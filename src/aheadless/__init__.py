@@ -1,6 +1,6 @@
 """The asyncio client for Headless chat APIs."""
 
-from aheadless._client import Chat, ChatClient, Health
+from aheadless._client import Chat, ChatClient, Health, PendingTurn, Recovery
 from aheadless._options import OnBusy, RateLimit, Secret, Timeouts
 from aheadless._pacing import PacingState, Waiting
 from aheadless._retry import Retry, Retrying
@@ -56,10 +56,12 @@ __all__ = [
     "OnBusy",
     "Overflow",
     "PacingState",
+    "PendingTurn",
     "Phase",
     "ProtocolError",
     "RateLimit",
     "RateLimitError",
+    "Recovery",
     "RedirectError",
     "RejectedError",
     "Reply",
