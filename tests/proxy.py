@@ -30,7 +30,7 @@ class CuttingProxy:
     @property
     def url(self) -> str:
         assert self._server is not None
-        return "http://127.0.0.1:{}".format(self._server.sockets[0].getsockname()[1])
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def cut(self, side: Side, size: int, how: How) -> None:
         """Cut the next POST."""
@@ -106,7 +106,7 @@ class _Connection:
                 self._posting = True
                 self._cut = self._proxy.take_cut()
                 self._proxy.posts += 1
-                self._proxy.sizes.update(request=0, response=0)
+                self._proxy.sizes = {"request": 0, "response": 0}
             if not self._posting:
                 writer.write(data)
                 continue

@@ -914,6 +914,7 @@ class _Question:
                 attrs.evolve(turn, partial=stream.snapshot),
                 delivery=error.delivery,
                 wait=self._patience(),
+                conversation_id=stream.conversation_id,
                 age=self._age,
             )
         except AheadlessError as exc:

@@ -99,7 +99,7 @@ class ReadBack:
         session.baseline = None
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
-                self.remember(session, await self._look(session))
+                self.remember(session, await self._look(session.session_id, session.conversation_id))
         except _OutOfReachError:
             logger.info("the conversation of %s is not among the newest %d", session.session_id, LISTED)
         except (AheadlessError, TimeoutError) as exc:
@@ -117,15 +117,18 @@ class ReadBack:
         *,
         delivery: Delivery,
         wait: float,
+        conversation_id: str | None = None,
         ended: bool = False,
         age: Callable[[], float] | None = None,
     ) -> Found:
         """Return what became of a turn, as soon as it is certain, or what is known after `wait` seconds.
 
-        `ended`: no reply can come any more, the server has said so. `age`: how long ago the question was sent, if this
-        process knows. Raises what the admin API failed with, if it has not answered once.
+        `conversation_id`: as the turn's own `start` told it, if that is newer than what the session knows. `ended`: no
+        reply can come any more, the server has said so. `age`: how long ago the question was sent, if this process
+        knows. Raises what the admin API failed with, if it has not answered once.
         """
         begun_at = self.now()
+        conversation_id = conversation_id or session.conversation_id
         answer: tuple[Thread | None, Finding] | None = None
         failure: AheadlessError | None = None
         pause = FIRST_PAUSE
@@ -133,12 +136,13 @@ class ReadBack:
             waited = self.now() - begun_at
             try:
                 async with asyncio.timeout(LOOK_TIMEOUT):
-                    thread = await self._look(session)
+                    thread = await self._look(session.session_id, conversation_id)
             except _OutOfReachError:
                 return Found(delivery)
             except (AheadlessError, TimeoutError) as exc:
                 failure = _passing(exc)
             else:
+                conversation_id = None if thread is None else thread.conversation.id
                 answer = thread, find(_messages(thread), turn, not_before=_not_before(thread, age))
                 if (found := _conclude(*answer, delivery, settled=waited >= SETTLING, ended=ended)) is not None:
                     return found
@@ -154,17 +158,17 @@ class ReadBack:
         found = _conclude(*answer, delivery, settled=False, ended=True)
         return Found(delivery) if found is None else found
 
-    async def _look(self, session: Session) -> Thread | None:
+    async def _look(self, session_id: str, conversation_id: str | None) -> Thread | None:
         """Return the session's conversation, or None if there is none."""
         admin = self._admin()
-        if session.conversation_id is not None:
+        if conversation_id is not None:
             try:
-                return await admin.conversation(session.conversation_id)
+                return await admin.conversation(conversation_id)
             except NotFoundError:
                 pass  # deleted, or another database; the session may have a new one
         page = await admin.conversations(limit=LISTED)
         for conversation in page.conversations:
-            if conversation.session_id == session.session_id:
+            if conversation.session_id == session_id:
                 return await admin.conversation(conversation.id)
         if page.total > len(page.conversations):
             raise _OutOfReachError
