@@ -69,6 +69,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def crashes(session: nox.Session) -> None:
+    """Kill and pause processes in mid-turn for thousands of turns (their number is an argument), on each store."""
+    install(session, "test")
+    session.env["CRASH_TURNS"] = session.posargs[0] if session.posargs else "5000"
+    session.run("pytest", "-s", "-o", "faulthandler_timeout=0", "tests/stores/test_processes.py")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, form and the direction of the imports."""
     install(session, "lint")

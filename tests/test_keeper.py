@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timezone
 from typing import Any
 
+import aiohttp
 import pytest
 
 from aheadless import (
+    ClientClosedError,
     Delivery,
     Message,
     Reply,
@@ -123,6 +125,43 @@ async def test_one_turn_over_two_clients(scripted: ScriptedServer, make_client: 
     assert isinstance(await waiting, Reply)
     texts = [message.text for message in second.chat("s").messages]
     assert texts == ["one", "three", "Hello world"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_leaving_an_earlier_turn(
+    scripted: ScriptedServer, make_client: MakeClient, store: MemoryStore, *, whole: bool
+) -> None:
+    """The block of a turn that is over does not give away the lease of the next one."""
+    if not whole:
+        scripted.add(STALLED)
+    client, other = make_client(scripted.url, store=store), make_client(scripted.url, store=store)
+    chat = client.chat("s")
+    async with chat.stream("one") as first:
+        if whole:
+            await first.reply()
+        else:
+            chat.stop()
+        scripted.add(STALLED)
+        second = chat.stream("two")
+        await second.__aenter__()
+        await first.aclose()
+
+    with pytest.raises(SessionBusyError, match="another process"):
+        await other.chat("s").stream("three", on_busy="reject")
+    await second.aclose()
+
+
+async def test_a_failure_is_told_to_its_own_turn(scripted: ScriptedServer, make_client: MakeClient) -> None:
+    """Leaving the block of a turn that was saved says nothing of a later one that was not."""
+    async with _Failing() as store:
+        client = make_client(scripted.url, store=store)
+        async with client.chat("s").stream("one") as first:
+            await first.reply()
+            with pytest.raises(StoreError) as caught:
+                async for _event in client.chat("s").stream("two"):
+                    store.failing = "save"
+        store.failing = ""
+        assert caught.value.reply is not None
 
 
 @pytest.mark.parametrize("how", ["break", "cancel", "stop", "close"])
@@ -274,6 +313,21 @@ async def test_forgetting(scripted: ScriptedServer, make_client: MakeClient, sto
     assert told(client.chat("s").messages) == WHOLE
 
 
+async def test_forgetting_after_an_early_end(
+    scripted: ScriptedServer, make_client: MakeClient, store: MemoryStore
+) -> None:
+    """A turn of this client that has just ended, and is still to be saved, is not taken for another process's."""
+    scripted.add(Script(FIRST, end="stall"))
+    client = make_client(scripted.url, store=store)
+    async for _event in client.chat("s").stream("Hi"):
+        break
+
+    await client.sessions.forget("s")
+
+    assert await store.load("s", limit=10) is None
+    assert client.chat("s").messages == ()
+
+
 async def test_leases_are_renewed(scripted: ScriptedServer, make_client: MakeClient) -> None:
     """A turn that takes longer than a lease keeps its session."""
     scripted.add(STALLED)
@@ -301,6 +355,90 @@ async def test_too_late_to_send(scripted: ScriptedServer, make_client: MakeClien
         await client.chat("s").stream("Hi")
     assert (caught.value.delivery, caught.value.lost) == (Delivery.NOT_SENT, True)
     assert not scripted.requests
+
+
+async def test_paused_while_connecting(scripted: ScriptedServer, make_client: MakeClient, store: MemoryStore) -> None:
+    """The lease is looked at once more when there is a connection, which may have taken its time."""
+    trace = aiohttp.TraceConfig()
+    keepers: list[Any] = []
+
+    async def paused(*_: object) -> None:
+        keepers[0]._held["s"].valid_until = -1e9
+
+    trace.on_connection_create_end.append(paused)
+    async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+        client = make_client(scripted.url, store=store, session=session)
+        keepers.append(client._core.keeper)
+        for ask in (client.chat("s").stream, client.chat("s").send):
+            with pytest.raises(StoreError, match="ran out before") as caught:
+                await ask("Hi")
+            assert (caught.value.delivery, caught.value.lost) == (Delivery.NOT_SENT, True)
+            assert caught.value.__context__ is None
+
+    assert not scripted.requests
+    assert [message.status for message in client.chat("s").messages] == ["failed", "failed"]
+
+
+class _Slow(MemoryStore):
+    """Saves at once, and takes its time to say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved = asyncio.Event()
+        self.answering = asyncio.Event()
+        self.answering.set()
+
+    async def save(self, change: SessionChange, lease: Lease) -> None:
+        await super().save(change, lease)
+        self.saved.set()
+        await self.answering.wait()
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+async def test_cancelled_while_saving(scripted: ScriptedServer, make_client: MakeClient, how: str) -> None:
+    """What was saved all the same is not taken for somebody else's: the end of the turn is saved, too."""
+    async with _Slow() as store:
+        client = make_client(scripted.url, store=store)
+        store.answering.clear()
+        task = asyncio.create_task(client.chat("s").stream("Hi").reply())
+        await store.saved.wait()
+
+        if how == "cancel":
+            task.cancel()
+            store.answering.set()
+            await asyncio.wait([task])
+        closing = asyncio.create_task(client.aclose())
+        while not client.closed:
+            await asyncio.sleep(0)
+        store.answering.set()
+        await asyncio.wait([task, closing])
+
+        assert task.cancelled() or isinstance(task.exception(), ClientClosedError)
+        record = await store.load("s", limit=10)
+        assert record is not None
+        assert told(record.messages) == [("user", "Hi", "cancelled" if how == "cancel" else "interrupted")]
+        assert not scripted.requests
+
+
+async def test_save_that_was_carried_out_before_it_failed(scripted: ScriptedServer, make_client: MakeClient) -> None:
+    """As when the connection to the store breaks after the command: saving again is not a conflict with oneself."""
+    store = _Failing()
+    client = make_client(scripted.url, store=store)
+
+    async def failing(change: SessionChange, lease: Lease) -> None:
+        await MemoryStore.save(store, change, lease)
+        del store.save
+        raise StoreError("the connection broke")
+
+    store.save = failing  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="the connection broke"):
+        await client.chat("s").stream("Hi")
+
+    await client.chat("s").stream("Hi")
+
+    record = await store.load("s", limit=10)
+    assert record is not None
+    assert told(record.messages) == [("user", "Hi", "failed"), *WHOLE]
 
 
 async def test_interrupted_turn_is_saved(scripted: ScriptedServer, make_client: MakeClient, store: MemoryStore) -> None:

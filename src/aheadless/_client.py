@@ -256,6 +256,7 @@ class ChatClient:
         if recovery == "auto" and self._admin_key is None:
             raise ConfigurationError('recovery="auto" needs an admin key: pass admin_key or set AHEADLESS_ADMIN_KEY')
         history_limit = parse_count(history_limit, "history_limit", least=0)
+        keeper = None if store is None else Keeper(store, history_limit=history_limit)
         self._core = _Core(
             transport=Transport(
                 parse_base_url(url, allow_insecure_http=allow_insecure_http),
@@ -270,9 +271,10 @@ class ChatClient:
                 max_sessions=parse_count(max_sessions, "max_sessions", least=1),
                 idle_limit=None if session_idle is None else parse_seconds(session_idle, "session_idle"),
                 store=store,
+                bring_back=None if keeper is None else keeper.bring_back,
             ),
             store=store,
-            keeper=None if store is None else Keeper(store, history_limit=history_limit),
+            keeper=keeper,
             readback=None if self._admin_key is None else ReadBack(lambda: self.admin),
             recovery=recovery,
             chat_key=_key(chat_header, api_key, "api_key", "AHEADLESS_API_KEY", "WIDGET_API_KEY"),
@@ -769,6 +771,7 @@ class _Question:
     asked_at: float = attrs.field(default=0.0, init=False)  # by the loop's clock
     preceding: tuple[Message, ...] = attrs.field(default=(), init=False)  # kept for a search
     unanswered: bool = attrs.field(default=False, init=False)  # the history shows the question, and no reply
+    saved: bool = attrs.field(default=False, init=False)
 
     @property
     def session_id(self) -> str:
@@ -864,11 +867,14 @@ class _Question:
 
     async def _post(self) -> Source:
         transport = self.core.transport
-        if self.core.keeper is not None:
-            self.core.keeper.check(self.session)
+        keeper, session = self.core.keeper, self.session
+        # A function, not a method: libraries that mock aiohttp copy what a request is given, and its owner with it.
+        check = None if keeper is None else lambda: keeper.check(session)
         if not self.json:
-            return await transport.open_stream(self.core.endpoint, self.body, self.key, timeouts=self.timeouts)
-        reply = decode_reply(await transport.post("/v1/chat", self.body, self.key, timeouts=self.timeouts))
+            return await transport.open_stream(
+                self.core.endpoint, self.body, self.key, timeouts=self.timeouts, check=check
+            )
+        reply = decode_reply(await transport.post("/v1/chat", self.body, self.key, timeouts=self.timeouts, check=check))
         return _Whole(
             encode_event(Start(reply.conversation_id)) + encode_event(Done(reply.text, reply.conversation_id))
         )
@@ -970,8 +976,9 @@ class _Question:
         self.core.live.discard(stream)
 
     async def record(self) -> None:
-        if self.core.keeper is not None:
+        if self.core.keeper is not None and not self.saved:
             await self.core.keeper.bring_back(self.session)
+            self.saved = True  # what becomes of a later turn is told to that one
 
 
 @attrs.define(eq=False)

@@ -87,6 +87,7 @@ class _Evidence:
     """What aiohttp's trace told of one request."""
 
     on_connected: Callable[[], None] | None = None
+    check: Callable[[], None] | None = None
     traced: bool = False
     sent: bool = False
 
@@ -107,6 +108,9 @@ def _make_trace() -> aiohttp.TraceConfig:
 
     async def sent(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None:
+            # In spite of its name it is called before the first byte is written (aiohttp 3.14).
+            if evidence.check is not None:
+                evidence.check()
             evidence.sent = True
 
     trace = aiohttp.TraceConfig()
@@ -314,20 +318,25 @@ class Transport:
         self._max_connections = max_connections
         self._trace: aiohttp.TraceConfig | None = None
 
-    async def open_stream(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts) -> Answer:
+    async def open_stream(
+        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, check: Callable[[], None] | None = None
+    ) -> Answer:
         """Post a question and return its answer as soon as the headers are there and tell of a success.
 
+        `check` is called at the last moment, when there is a connection; if it raises, nothing is sent.
         Raises ConnectError, ConnectionLostError, RequestTimeoutError, StatusError or ProtocolError, each with its
         verdict on the delivery. If cancelled, the connection is closed, and the message may have been stored.
         """
         limits = _Limits.start(
             connect=timeouts.connect, wait=timeouts.first_token, phase="first_token", total=timeouts.total
         )
-        return await self._request("POST", path, key, limits, accept="application/x-ndjson", body=body)
+        return await self._request("POST", path, key, limits, accept="application/x-ndjson", body=body, check=check)
 
-    async def post(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts) -> bytes:
-        """Post a question and return the body of the JSON answer. Errors and cancel: as :meth:`open_stream`."""
-        return (await self._fetch("POST", path, key, timeouts, body=body))[0]
+    async def post(
+        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, check: Callable[[], None] | None = None
+    ) -> bytes:
+        """Post a question and return the body of the JSON answer. The rest is as in :meth:`open_stream`."""
+        return (await self._fetch("POST", path, key, timeouts, body=body, check=check))[0]
 
     async def get(self, path: str, key: Key | None, *, timeouts: Timeouts) -> tuple[bytes, datetime | None]:
         """Return the body of the JSON answer to a GET, and the server's time. Errors and cancel: as for a stream."""
@@ -346,10 +355,17 @@ class Transport:
             self._session.trace_configs.remove(self._trace)
 
     async def _fetch(
-        self, method: str, path: str, key: Key | None, timeouts: Timeouts, *, body: bytes | None
+        self,
+        method: str,
+        path: str,
+        key: Key | None,
+        timeouts: Timeouts,
+        *,
+        body: bytes | None,
+        check: Callable[[], None] | None = None,
     ) -> tuple[bytes, datetime | None]:
         limits = _Limits.start(connect=timeouts.connect, wait=timeouts.send, phase="total", total=None)
-        answer = await self._request(method, path, key, limits, accept="application/json", body=body)
+        answer = await self._request(method, path, key, limits, accept="application/json", body=body, check=check)
         try:
             content = await _read_up_to(answer, MAX_JSON_BODY + 1, limits.wait_until)
         except TimeoutError:
@@ -363,7 +379,15 @@ class Transport:
         return content, answer.date
 
     async def _request(
-        self, method: str, path: str, key: Key | None, limits: _Limits, *, accept: str, body: bytes | None
+        self,
+        method: str,
+        path: str,
+        key: Key | None,
+        limits: _Limits,
+        *,
+        accept: str,
+        body: bytes | None,
+        check: Callable[[], None] | None,
     ) -> Answer:
         session = self._open_session()
         headers: dict[str, str] = {"User-Agent": USER_AGENT, **self._headers, "Accept": accept}
@@ -373,7 +397,7 @@ class Transport:
             headers["Content-Type"] = "application/json"
         if key is not None:
             headers[key.header] = _HeaderValue(key.secret.reveal())
-        evidence = _Evidence()
+        evidence = _Evidence(check=check)
         failure: AheadlessError | None = None
         response = None
         scope = asyncio.timeout_at(limits.current)
@@ -401,8 +425,10 @@ class Transport:
             failure = RequestTimeoutError(phase=limits.expired(), delivery=evidence.delivery)
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as exc:
             failure = _request_failure(exc, evidence, self.base_url)
+        except AheadlessError as exc:  # what `check` raised
+            failure = exc.with_traceback(None)
         finally:
-            evidence.on_connected = None
+            evidence.on_connected = evidence.check = None
         if failure is not None:
             # Raised here and not in the handler, so that it has no context: see the top of this module.
             raise failure

@@ -42,6 +42,8 @@ class _Held:
     """By the loop's time; nobody else can have it before."""
     ended: bool = False
     """Whether its turn is settled, so that it is only kept to be brought back."""
+    doubtful: bool = False
+    """Whether a save may have been carried out though it failed or was cancelled."""
     lock: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False)
 
 
@@ -104,7 +106,7 @@ class Keeper:
             self._wake.set()
 
     async def bring_back(self, session: Session) -> None:
-        """Save what is new in a session whose turn is settled, and release its lease.
+        """Save what is new in a session whose turn is settled, and release its lease; not that of a later, live turn.
 
         Raises StoreError when that cannot be done; if the lease is lost what was not saved is given up. If cancelled,
         the keeper goes on with it.
@@ -117,7 +119,7 @@ class Keeper:
 
     async def _bring_back(self, session: Session) -> None:
         held = self._held.get(session.session_id)
-        if held is None:
+        if held is None or not held.ended:
             return
         async with held.lock:
             if self._held.get(session.session_id) is not held:
@@ -142,16 +144,30 @@ class Keeper:
         try:
             async with asyncio.timeout(LAST_SAVE):
                 for held in tuple(self._held.values()):
+                    held.ended = True  # its task may not have noticed yet
                     await self._bring_back_or_log(held)
         except TimeoutError:
             logger.warning("%d sessions were not saved: the store does not answer", len(self._held))
 
     async def _save(self, held: _Held) -> None:
-        while (change := held.session.change()) is not None:
+        session = held.session
+        while session.change() is not None:
+            if held.doubtful:
+                # Nobody else saves under our lease, and if it is lost the store refuses us whatever the revision.
+                record = await self._store.load(session.session_id, limit=0)
+                session.revision = 0 if record is None else record.revision
+            change = session.change()
+            assert change is not None  # noqa: S101 - nothing takes changes away
             asked_at = self._now()
-            await self._store.save(change, held.lease)
+            held.doubtful = True
+            try:
+                await self._store.save(change, held.lease)
+            except StoreError as exc:
+                held.doubtful = not exc.lost
+                raise
+            held.doubtful = False
             held.valid_until = asked_at + self._store.lease_seconds
-            held.session.saved(change)
+            session.saved(change)
 
     # --- the task -----------------------------------------------------------------------------------------------------
 

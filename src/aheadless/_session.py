@@ -13,7 +13,7 @@ import attrs
 from aheadless.exceptions import Delivery, SessionBusyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
 __all__ = [
@@ -409,11 +409,13 @@ class SessionManager:
         max_sessions: int = MAX_SESSIONS,
         idle_limit: float | None = None,
         store: SessionStore | None = None,
+        bring_back: Callable[[Session], Awaitable[None]] | None = None,
     ) -> None:
         self._history_limit = history_limit
         self._max_sessions = max_sessions
         self._idle_limit = idle_limit
         self._store = store
+        self._bring_back = bring_back  # saves the end of a turn and releases its lease, if that is still to be done
         self._sessions: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
 
     def __len__(self) -> int:
@@ -446,6 +448,8 @@ class SessionManager:
         if session is not None and session.live:
             raise SessionBusyError("a session is not forgotten while a turn is live", session_id=session_id)
         if self._store is not None:
+            if session is not None and self._bring_back is not None:
+                await self._bring_back(session)
             lease = await self._store.acquire(session_id, wait=False)
             if lease is None:
                 raise SessionBusyError("the session has a live turn in another process", session_id=session_id)

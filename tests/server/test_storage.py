@@ -117,6 +117,14 @@ async def test_two_servers_on_one_file(tmp_path: Path) -> None:
     assert len({task.result()[0] for task in tasks}) == 5
 
 
+async def test_many_servers_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """One makes the tables, none fails. Several times, as it takes bad luck to get in each other's way."""
+    for number in range(20):
+        servers = await asyncio.gather(*(Storage.open(tmp_path / f"{number}.db") for _ in range(8)))
+        for server in servers:
+            await server.aclose()
+
+
 async def test_locked_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits, and then gives up with nothing stored."""
     monkeypatch.setattr(module, "BUSY_TIMEOUT", 0.01)

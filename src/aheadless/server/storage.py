@@ -206,13 +206,17 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _check_ours(connection: sqlite3.Connection) -> None:
-    version = _version(connection)
+    # One transaction, or another process could make its tables between our looking at the one and at the other.
+    with connection:
+        connection.execute("BEGIN")
+        version = _version(connection)
+        used = connection.execute("SELECT 1 FROM sqlite_master").fetchone()
     if version > VERSION:
         raise StoreError(
             f"the database was written by a newer version of aheadless ({version}, this one knows {VERSION})",
             delivery=Delivery.NOT_SENT,
         )
-    if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+    if version == 0 and used:
         raise StoreError("the database belongs to something else: it has tables of its own", delivery=Delivery.NOT_SENT)
 
 
