@@ -52,7 +52,7 @@ async def test_help_is_fast():
     assert ended.out == f"{OVERVIEW}set()\n"
 
 
-@pytest.mark.parametrize("command", ["chat", "demo", "health", "send", "serve"])
+@pytest.mark.parametrize("command", ["chat", "conversations", "demo", "health", "send", "serve", "sessions"])
 def test_help_of_a_command(command, monkeypatch, capsys):
     """Each command lists its options, in words."""
     assert main(monkeypatch, command, "--help") == 0
