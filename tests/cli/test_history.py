@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ async def server():
         yield running
 
 
-def where(server: RunningServer | ScriptedServer) -> dict[str, str]:
+def where(server: RunningServer | ScriptedServer) -> dict[str, Any]:
     return {"AHEADLESS_BASE_URL": server.url, "AHEADLESS_ADMIN_KEY": ADMIN_KEY}
 
 

@@ -27,6 +27,10 @@ __all__ = ["conversation", "conversations", "sessions"]
 # Nobody's lines are as long; what is read by a program is not folded.
 PIPE_WIDTH: Final = 10_000
 
+# Of a table on a terminal: what stands between two columns, and what the last one gets even if the screen is narrow.
+CELL_MARGIN: Final = 3
+LEAST_ROOM: Final = 10
+
 
 def conversations(client: Callable[[], ChatClient], *, limit: int, as_json: bool) -> int:
     """Write the server's newest conversations."""
@@ -112,19 +116,11 @@ def _with_admin(client: Callable[[], ChatClient], work: Callable[[AdminClient], 
 def _write_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a table: on a terminal as wide as that is, on a pipe a line for each row."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow to load
-    from rich.cells import cell_len  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     on_terminal = is_terminal(sys.stdout)
-    table = Table(box=SIMPLE_HEAD if on_terminal else None, pad_edge=False)
-    for number, head in enumerate(heads):
-        # Only the last column, whose text is the longest, gives way on a narrow screen.
-        width = None if head == heads[-1] else max([cell_len(head), *(cell_len(visible(row[number])) for row in rows)])
-        table.add_column(head, no_wrap=True, overflow="ellipsis", min_width=width)
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))  # not as rich's markup, which brackets could be
     drawn = io.StringIO()
     console = Console(
         file=drawn,
@@ -132,6 +128,17 @@ def _write_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         force_terminal=on_terminal,
         no_color=bool(os.environ.get("NO_COLOR")),
     )
+    # Not as rich's markup, which brackets could be.
+    cells = [[Text(visible(cell)) for cell in row] for row in rows]
+    widths = [max([len(head), *(row[number].cell_len for row in cells)]) for number, head in enumerate(heads)]
+    # Only the last column, whose texts are the longest, gives way on a narrow screen.
+    room = console.width - sum(widths[:-1]) - CELL_MARGIN * len(heads)
+    table = Table(box=SIMPLE_HEAD if on_terminal else None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, no_wrap=True)
+    for row in cells:
+        row[-1].truncate(max(room, LEAST_ROOM), overflow="ellipsis")
+        table.add_row(*row)
     console.print(table)
     write("".join(f"{line.rstrip()}\n" for line in drawn.getvalue().splitlines()))
 
