@@ -45,8 +45,8 @@ from aheadless import (
 )
 from aheadless._readback import ReadBack
 from aheadless._session import Lease, SessionChange
-from aheadless.server import RunningServer, ScriptedEngine, ServerSettings, run_server
-from aheadless.stores import MemoryStore
+from aheadless.server import EchoEngine, RunningServer, ScriptedEngine, ServerSettings, run_server
+from aheadless.stores import MemoryStore, SQLiteStore
 from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, json_answer, stream_answer
 from tests.conftest import MakeClient
 from tests.proxy import CuttingProxy, Side
@@ -363,6 +363,19 @@ async def test_lost_message_without_a_reply(scripted: ScriptedServer, auto: Chat
         ("failed", Delivery.ACCEPTED)
     ]
     assert len(scripted.stored) == 1
+
+
+@pytest.mark.parametrize(("status", "looks"), [(500, 1), (502, 2)])
+async def test_server_error(scripted: ScriptedServer, auto: ChatClient, status: int, looks: int) -> None:
+    """The server's own word that there is no reply is believed; a proxy's is not."""
+    found = [history(">Hi"), history(">Hi", "Hello")][:looks]
+    scripted.add(listing(), Script(json_answer({"error": "x"}, status=status)), listing(CONVERSATION), *found)
+
+    reply, error = await outcome(auto.chat("s").stream("Hi"))
+
+    assert (reply is None) is (status == 500)
+    assert error is None or error.delivery is Delivery.ACCEPTED
+    assert len(scripted.requests) == 3 + looks
 
 
 async def test_message_that_was_not_stored_is_sent_again(scripted: ScriptedServer, auto: ChatClient) -> None:
@@ -944,7 +957,55 @@ async def process(database: Path, port: int = 0) -> AsyncIterator[tuple[asyncio.
         server._transport.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs kill -9")
+CLIENT = """
+import asyncio, sys
+from aheadless import ChatClient
+from aheadless.stores import SQLiteStore
+
+async def main():
+    client = ChatClient(sys.argv[2], api_key=sys.argv[3], store=SQLiteStore(sys.argv[1], lease_seconds=0.5))
+    await client.chat("s").stream("one two")
+    async for text in client.chat("s").stream("one two").text():
+        print(text, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+kills = pytest.mark.skipif(sys.platform == "win32", reason="needs kill -9")
+
+
+@kills
+async def test_client_that_is_killed(tmp_path: Path, make_client: MakeClient) -> None:
+    """`kill -9` in the middle of a reply: the next process sees the turn as unknown, and gets its reply."""
+    settings = ServerSettings(port=0, api_key=KEY, admin_key=ADMIN_KEY, engine=EchoEngine(), rate_limit=None)
+    async with run_server(settings) as server:
+        killed = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", CLIENT, tmp_path / "sessions.db", server.url, KEY), stdout=asyncio.subprocess.PIPE
+        )
+        assert killed.stdout is not None
+        assert await killed.stdout.readline()
+        killed.kill()
+        await killed.wait()
+        killed._transport.close()  # type: ignore[attr-defined]
+        store = SQLiteStore(tmp_path / "sessions.db", lease_seconds=0.5)
+        client = make_client(server.url, admin_key=ADMIN_KEY, store=store)
+        hasten(client)
+        lease = await store.acquire("s")  # once that of the dead has run out
+        assert lease is not None
+        await store.release(lease)
+
+        [turn] = await client.chat("s").pending()
+        reply = await turn.recover()
+
+        assert (turn.message, turn.delivery) == ("one two", AC)
+        assert reply is not None
+        assert (reply.text, reply.recovered) == ("one two", True)
+        assert told(client.chat("s").messages) == await stored(client, "s")
+        assert len(client.chat("s").messages) == 4
+
+
+@kills
 async def test_server_that_is_killed(tmp_path: Path, make_client: MakeClient) -> None:
     """`kill -9` in the middle of a reply: the message is there once, and its reply, which died, never comes."""
     async with process(tmp_path / "db") as (first, url):

@@ -9,6 +9,7 @@ import random
 import time
 from datetime import datetime, timezone
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
@@ -633,13 +634,12 @@ class _Search:
             if question is None:
                 return
             turn = lost_turn(self.session, question, remembered=remembered)
+            result = None, delivery or turn.question.delivery
             begun_at = readback.now()
             if (known := self.session.reply_to(question)) is not None:
                 result = self._reply(known.text, turn, 0.0), Delivery.ACCEPTED
                 return
-            found = await readback.search(
-                self.session, turn, delivery=delivery or turn.question.delivery, wait=wait, ended=ended, age=age
-            )
+            found = await readback.search(self.session, turn, delivery=result[1], wait=wait, ended=ended, age=age)
             self._correct(question, found)
             result = None, found.delivery
             if found.reply is not None:
@@ -921,6 +921,7 @@ class _Question:
                 delivery=error.delivery,
                 wait=self._patience(),
                 conversation_id=stream.conversation_id,
+                ended=_is_final(error),
                 age=self._age,
             )
         except AheadlessError as exc:
@@ -950,7 +951,7 @@ class _Question:
             lambda: self.asked,
             wait=wait,
             delivery=error.delivery,
-            ended=isinstance(error, ReplyFailedError),
+            ended=_is_final(error),
             age=self._age,
             remembered=self.preceding,
         )
@@ -998,6 +999,12 @@ class _Whole:
     def close(self) -> None: ...
 
     def finish(self) -> None: ...
+
+
+def _is_final(error: AheadlessError) -> bool:
+    """Whether the server itself has said that no reply comes. A 502 or 504 is a proxy's, which does not know."""
+    own = isinstance(error, ServerError) and error.status == HTTPStatus.INTERNAL_SERVER_ERROR
+    return own or isinstance(error, ReplyFailedError)
 
 
 def _status(outcome: Outcome) -> MessageStatus:
