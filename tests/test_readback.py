@@ -519,9 +519,10 @@ async def test_cost_of_the_baseline(server: RunningServer, make_client: MakeClie
     assert len(looks) == 3
 
 
-async def test_baseline_of_a_short_history(scripted: ScriptedServer, make_client: MakeClient) -> None:
+@pytest.mark.parametrize("limit", [0, 2])
+async def test_baseline_of_a_short_history(scripted: ScriptedServer, make_client: MakeClient, limit: int) -> None:
     """It is taken again before what came since is more than is kept here."""
-    client = make_client(scripted.url, admin_key=ADMIN_KEY, recovery="auto", history_limit=2)
+    client = make_client(scripted.url, admin_key=ADMIN_KEY, recovery="auto", history_limit=limit)
     hasten(client)
     whole = Script(stream_answer(events("Hello")))
     scripted.add(listing(), whole, history(">Hi", "Hello"), LOST, *[history(">Hi", "Hello")] * 6)

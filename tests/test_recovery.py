@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aheadless import Delivery, Message, Session
-from aheadless._recovery import LostTurn, NotStored, Stored, find, lost_turn
+from aheadless._recovery import LostTurn, NotStored, Preceding, Stored, find, lost_turn, preceding
 from aheadless._session import Baseline
 from aheadless.admin import Message as Kept
 
@@ -146,7 +146,12 @@ def test_lost_turn() -> None:
     assert (younger.before, younger.baseline) == ((), frozenset("x"))
     assert (older.before, older.baseline) == (turn.before, None), "the baseline was taken after it was sent"
     stranger = Message("user", "four", created_at=START)
-    assert lost_turn(session, stranger, remembered=turn.before) == LostTurn(stranger, before=turn.before)
+    assert lost_turn(session, stranger) == LostTurn(stranger)
+    remembered = Preceding(turn.before, frozenset("y"))
+    assert lost_turn(session, stranger, remembered=remembered) == LostTurn(
+        stranger, before=turn.before, baseline=frozenset("y")
+    )
+    assert preceding(session) == Preceding(session.messages[3:], frozenset("x"))
 
 
 # --- histories by chance ----------------------------------------------------------------------------------------------

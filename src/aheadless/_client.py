@@ -33,7 +33,7 @@ from aheadless._options import (
 )
 from aheadless._pacing import Pacer, PacingState, Pass, Waiting, pacer_for
 from aheadless._readback import ReadBack
-from aheadless._recovery import LostTurn, lost_turn
+from aheadless._recovery import LostTurn, Preceding, lost_turn, preceding
 from aheadless._retry import Retry, RetryBudget, Retrying
 from aheadless._session import (
     MAX_SESSIONS,
@@ -619,7 +619,7 @@ class _Search:
         delivery: Delivery | None = None,
         ended: bool = False,
         age: Callable[[], float] | None = None,
-        remembered: tuple[Message, ...] = (),
+        remembered: Preceding | None = None,
     ) -> tuple[Reply | None, Delivery]:
         """Return the reply to a question of the session, if it is there, and what has become of the question."""
         readback = self.core.readback
@@ -769,7 +769,7 @@ class _Question:
     give_up_at: float | None = attrs.field(default=None, init=False)
     asked: Message | None = attrs.field(default=None, init=False)
     asked_at: float = attrs.field(default=0.0, init=False)  # by the loop's clock
-    preceding: tuple[Message, ...] = attrs.field(default=(), init=False)  # kept for a search
+    remembered: Preceding | None = attrs.field(default=None, init=False)
     unanswered: bool = attrs.field(default=False, init=False)  # the history shows the question, and no reply
     saved: bool = attrs.field(default=False, init=False)
 
@@ -793,7 +793,7 @@ class _Question:
         if self.core.readback is not None:
             if self.core.recovery == "auto":
                 await self.core.readback.take_baseline(self.session)
-            self.preceding = self.session.messages
+            self.remembered = preceding(self.session)
         self.asked = self.session.begin(self.message, at=_utc_now())
         self.asked_at = asyncio.get_running_loop().time()
         if self.core.keeper is not None:
@@ -912,7 +912,7 @@ class _Question:
         readback = self.core.readback
         if readback is None or self.core.recovery != "auto" or self.asked is None:
             return None
-        turn = lost_turn(self.session, self.asked, remembered=self.preceding)
+        turn = lost_turn(self.session, self.asked, remembered=self.remembered)
         logger.info("%s broke off (%s); reading back", self.session_id, error)
         try:
             found = await readback.search(
@@ -953,7 +953,7 @@ class _Question:
             delivery=error.delivery,
             ended=_is_final(error),
             age=self._age,
-            remembered=self.preceding,
+            remembered=self.remembered,
         )
 
     def settle(self, stream: ReplyStream, outcome: Outcome) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from aheadless._session import Message, Role, Session
 
-__all__ = ["Finding", "LostTurn", "NotStored", "Stored", "StoredMessage", "find", "lost_turn"]
+__all__ = ["Finding", "LostTurn", "NotStored", "Preceding", "Stored", "StoredMessage", "find", "lost_turn", "preceding"]
 
 # What a token that ends in half of a surrogate pair leaves behind when its other half does not come (protocol.md §3.8).
 _LONE_HALF: Final = "\ufffd"
@@ -43,17 +43,27 @@ class StoredMessage(Protocol):
 
 
 @attrs.frozen
+class Preceding:
+    """What is known before a question."""
+
+    messages: tuple[Message, ...] = ()
+    """The session's messages that precede it; with a baseline, only those that are younger than that."""
+    baseline: frozenset[str] | None = None
+    """The ids of the newest messages that were stored before the question was sent, if somebody looked."""
+
+
+@attrs.frozen
 class LostTurn:
     """A turn whose end was not seen, and what is known around it."""
 
     question: Message
     partial: str = ""
     before: tuple[Message, ...] = ()
-    """The session's messages that precede the question; with a baseline, only those that are younger than that."""
+    """As in :class:`Preceding`."""
     after: tuple[Message, ...] = ()
-    """Those that follow."""
+    """The messages that follow."""
     baseline: frozenset[str] | None = None
-    """The ids of the newest messages that were stored before the question was sent, if somebody looked."""
+    """As in :class:`Preceding`."""
 
 
 @attrs.frozen
@@ -74,26 +84,33 @@ class Stored:
 Finding: TypeAlias = NotStored | Stored
 
 
-def lost_turn(session: Session, question: Message, *, remembered: Sequence[Message] = ()) -> LostTurn:
+def preceding(session: Session, index: int | None = None) -> Preceding:
+    """Return what is known before the message with this index, or before the next one."""
+    messages = session.messages
+    index = len(messages) if index is None else index
+    oldest = session.count - len(messages)
+    baseline = session.baseline
+    # One that was taken later says nothing of the message: it may hold it.
+    if baseline is None or baseline.count > oldest + index:
+        return Preceding(messages[:index])
+    return Preceding(messages[max(baseline.count - oldest, 0) : index], baseline.ids)
+
+
+def lost_turn(session: Session, question: Message, *, remembered: Preceding | None = None) -> LostTurn:
     """Return a question of the session with what the session knows around it.
 
     `remembered` is what preceded the question when it was sent, for one that the session does not keep any more.
     """
-    messages = session.messages
     index = session.index(question)
     if index is None:
-        return LostTurn(question, before=tuple(remembered))
-    first_after = index + 1
-    partial = messages[first_after].partial if first_after < len(messages) else ""
+        known = remembered or Preceding()
+        return LostTurn(question, before=known.messages, baseline=known.baseline)
+    messages, known = session.messages, preceding(session, index)
+    first_after, partial = index + 1, ""
     if first_after < len(messages) and _is_part(messages[first_after]):
+        partial = messages[first_after].text
         first_after += 1
-    begin, ids = 0, None
-    if (baseline := session.baseline) is not None:
-        oldest = session.count - len(messages)
-        # One that was taken later says nothing of this question: it may hold it.
-        if baseline.count <= oldest + index:
-            begin, ids = max(baseline.count - oldest, 0), baseline.ids
-    return LostTurn(messages[index], partial, messages[begin:index], messages[first_after:], ids)
+    return LostTurn(messages[index], partial, known.messages, messages[first_after:], known.baseline)
 
 
 def find(thread: Sequence[StoredMessage], turn: LostTurn, *, not_before: datetime | None = None) -> Finding:
