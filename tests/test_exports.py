@@ -35,15 +35,6 @@ def test_public_methods_promise_something(kind: type) -> None:
             assert inspect.getdoc(member), f"{kind.__name__}.{name}"
 
 
-def test_a_name_that_is_not_there() -> None:
-    """Is refused as by any module, although names are loaded when they are asked for."""
-    with pytest.raises(AttributeError, match=r"^module 'aheadless' has no attribute 'Chatt'$"):
-        aheadless.Chatt  # type: ignore[attr-defined]  # noqa: B018
-    with pytest.raises(AttributeError, match="__wrapped__"):
-        aheadless.__wrapped__  # type: ignore[attr-defined]  # noqa: B018
-    assert {*aheadless.__all__} <= {*dir(aheadless)}
-
-
 def test_names_that_the_readme_teaches() -> None:
     """The shape that users learn."""
     from aheadless import ChatClient, Done, RateLimit, Timeouts, Token

@@ -8,6 +8,8 @@ import os
 import random
 import time
 from datetime import datetime, timezone
+from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
@@ -32,23 +34,39 @@ from aheadless._options import (
     without_frames,
 )
 from aheadless._pacing import Pacer, PacingState, Pass, Waiting, pacer_for
+from aheadless._readback import ReadBack
+from aheadless._recovery import LostTurn, Preceding, lost_turn, preceding
 from aheadless._retry import Retry, RetryBudget, Retrying
-from aheadless._session import MAX_SESSIONS, Message, MessageStatus, Reply, Session, SessionManager, SessionStore
+from aheadless._session import (
+    MAX_SESSIONS,
+    Message,
+    MessageStatus,
+    Reply,
+    Session,
+    SessionManager,
+    SessionStore,
+    Timings,
+)
 from aheadless._stream import Callbacks, ReplyStream, call
 from aheadless.exceptions import (
     AheadlessError,
     ClientClosedError,
     ConfigurationError,
     ConnectError,
+    ConnectionLostError,
     Delivery,
     ProtocolError,
     RateLimitError,
     ReplyFailedError,
+    RequestTimeoutError,
+    ServerError,
     SessionBusyError,
     StatusError,
     StoreError,
+    StreamInterruptedError,
     StreamStoppedError,
     UsageError,
+    snippet,
 )
 from aheadless.protocol.codec import (
     ChatRequest,
@@ -58,7 +76,7 @@ from aheadless.protocol.codec import (
     validate_message,
     validate_session_id,
 )
-from aheadless.protocol.events import Done, Start
+from aheadless.protocol.events import Done, Start, Token
 from aheadless.protocol.ndjson import parse_object
 from aheadless.protocol.turn import TurnState
 
@@ -69,16 +87,20 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from aheadless._readback import Found
     from aheadless._stream import OnDone, OnError, OnStart, OnToken, Outcome, Source
     from aheadless.admin import AdminClient
 
-__all__ = ["Chat", "ChatClient", "Health"]
+__all__ = ["Chat", "ChatClient", "Health", "PendingTurn", "Recovery"]
 
 F = TypeVar("F")
 T = TypeVar("T")
 
 OnRetry: TypeAlias = "Callable[[Retrying], Awaitable[object] | None]"
 OnWait: TypeAlias = "Callable[[Waiting], Awaitable[object] | None]"
+
+Recovery: TypeAlias = Literal["off", "auto"]
+"""Whether the client reads back by itself what a broken connection kept from it."""
 
 logger = logging.getLogger("aheadless")
 
@@ -94,6 +116,9 @@ LONGEST_QUEUE = 600.0
 
 # Longer than the usual window of 60 s, so that a turn that meets a full one gets into the next.
 MAX_WAIT = 75.0
+
+# The reference ends a model that hangs after about 300 s (protocol.md §3.6): no reply comes later than that.
+LONGEST_REPLY = 300.0
 
 
 @attrs.frozen
@@ -127,8 +152,10 @@ class _Core:
     on_wait: tuple[OnWait, ...]
     store: SessionStore | None
     keeper: Keeper | None
+    readback: ReadBack | None
+    recovery: Recovery
     budget: RetryBudget = attrs.field(factory=RetryBudget, init=False)
-    live: set[ReplyStream] = attrs.field(factory=set["ReplyStream"], init=False)
+    live: set[ReplyStream | _Search] = attrs.field(factory=set["ReplyStream | _Search"], init=False)
     closed: bool = attrs.field(default=False, init=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False)
     _pid: int | None = attrs.field(default=None, init=False)
@@ -165,7 +192,7 @@ class _Core:
         """Return the pacer that all clients of this origin share."""
         return pacer_for(self.transport.origin)
 
-    async def get(self, path: str, key: Key | None = None) -> bytes:
+    async def get(self, path: str, key: Key | None = None) -> tuple[bytes, datetime | None]:
         self.bind()
         return await self.transport.get(path, key, timeouts=self.timeouts)
 
@@ -188,6 +215,8 @@ class ChatClient:
       SessionBusyError) or "interrupt" (stop the live one).
     - `store`: where sessions outlive this process, from `aheadless.stores`; it is closed with the client unless it was
       entered as a block. Without one they live as long as the client.
+    - `recovery`: "auto" reads back from the server's history what a broken connection kept from a stream, which then
+      goes on; it needs an admin key. With "off" (and an admin key) `recover()` of an error or a chat does so.
     - `history_limit`: how many messages of a session are kept here, the oldest go first.
     - `max_sessions`, `session_idle`: how many sessions are kept here, and for how many seconds without use (None: no
       limit); the least recently used go first, never one with a live turn.
@@ -219,6 +248,7 @@ class ChatClient:
         max_connections: int = MAX_CONNECTIONS,
         on_busy: OnBusy = "queue",
         store: SessionStore | None = None,
+        recovery: Recovery = "off",
         history_limit: int = HISTORY_LIMIT,
         max_sessions: int = MAX_SESSIONS,
         session_idle: float | None = None,
@@ -239,6 +269,10 @@ class ChatClient:
             raise ConfigurationError("no base URL: pass base_url or set AHEADLESS_BASE_URL")
         chat_header = "x-widget-api-key" if legacy_auth else "x-api-key"
         self._admin_key = _key("x-admin-api-key", admin_key, "admin_key", "AHEADLESS_ADMIN_KEY", "ADMIN_API_KEY")
+        if recovery not in {"off", "auto"}:
+            raise ConfigurationError(f'recovery must be "off" or "auto", not {snippet(repr(recovery), 40)}')
+        if recovery == "auto" and self._admin_key is None:
+            raise ConfigurationError('recovery="auto" needs an admin key: pass admin_key or set AHEADLESS_ADMIN_KEY')
         history_limit = parse_count(history_limit, "history_limit", least=0)
         keeper = None if store is None else Keeper(store, history_limit=history_limit)
         self._core = _Core(
@@ -259,6 +293,8 @@ class ChatClient:
             ),
             store=store,
             keeper=keeper,
+            readback=None if self._admin_key is None else ReadBack(lambda: self.admin),
+            recovery=recovery,
             chat_key=_key(chat_header, api_key, "api_key", "AHEADLESS_API_KEY", "WIDGET_API_KEY"),
             endpoint=parse_endpoint(endpoint),
             timeouts=_checked(timeouts, Timeouts, "timeouts") or Timeouts(),
@@ -337,7 +373,8 @@ class ChatClient:
 
         If cancelled, its connection is closed; there is nothing to undo.
         """
-        data = parse_object(await self._core.get("/health"))
+        body, _ = await self._core.get("/health")
+        data = parse_object(body)
         status = data.get("status")
         if not isinstance(status, str):
             raise ProtocolError("the health answer has no status")
@@ -452,8 +489,43 @@ class Chat:
         )
 
     def stop(self) -> None:
-        """End the live turn as its own `stop()` does; without one nothing happens."""
+        """End the live turn as its own `stop()` does, or the search for the end of one; otherwise nothing happens."""
         self._gate.stop()
+
+    async def recover(self, *, wait: float = 30.0) -> Reply | None:
+        """Return the reply to the last question that was, or may have been, stored and whose reply did not come.
+
+        It is read from the server's history, again and again for at most `wait` seconds while the server may still be
+        writing, and takes the place in :attr:`messages` of what had come of it. None: there is no such question, it was
+        not stored, or no reply was there in time; the question's `delivery` tells. The session is busy meanwhile, and
+        waits for its turn as a question does.
+
+        Raises UsageError without an admin key, StoreError, and what the admin API fails with. If cancelled, nothing has
+        changed, or all of it has.
+        """
+        search = _Search(self._core, self._session, self._gate)
+        reply, _ = await search.run(self._session.unended, wait=wait)
+        return reply
+
+    async def pending(self) -> list[PendingTurn]:
+        """Return the questions of which nobody knows whether the server has them, the oldest first.
+
+        A process that crashed leaves one behind in the store, a lost connection does so as well. Nothing of them is
+        sent again by itself: they are recovered, discarded, or stay. The question of a turn that is live, here or in
+        another process, is not among them. Raises StoreError.
+        """
+        core, session = self._core, self._session
+        core.bind()
+        if core.keeper is not None and not self.busy:
+            try:
+                await _Search(core, session, self._gate).look()
+            except SessionBusyError:
+                await core.sessions.get(session.session_id)  # another process has a live turn
+        return [
+            PendingTurn(core, session, self._gate, message)
+            for message in session.messages
+            if message.role == "user" and message.status == "unknown"
+        ]
 
     def on_start(self, callback: F) -> F:
         """Register a callback for `start` of every turn of this session; returns it, so it can decorate."""
@@ -510,6 +582,208 @@ class Chat:
         )
 
 
+class PendingTurn:
+    """A question of which nobody knows whether the server has it; from :meth:`Chat.pending`."""
+
+    def __init__(self, core: _Core, session: Session, gate: Gate, question: Message) -> None:
+        self._core = core
+        self._session = session
+        self._gate = gate
+        self._question = question
+        self._turn = lost_turn(session, question)
+
+    def __repr__(self) -> str:
+        return f"<PendingTurn {self._session.session_id} {self.created_at.isoformat()}, {self.delivery.value}>"
+
+    @property
+    def message(self) -> str:
+        """The question's text."""
+        return self._question.text
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was asked, by the clock of the machine that did."""
+        return self._question.created_at
+
+    @property
+    def partial(self) -> str:
+        """What had come of the reply."""
+        return self._turn.partial
+
+    @property
+    def delivery(self) -> Delivery:
+        """What is known of it by now."""
+        index = self._session.index(self._question)
+        return self._question.delivery if index is None else self._session.messages[index].delivery
+
+    async def recover(self, *, wait: float = 30.0) -> Reply | None:
+        """Return its reply, as :meth:`Chat.recover` does for the last such turn."""
+        search = _Search(self._core, self._session, self._gate)
+        reply, _ = await search.run(lambda: self._question, wait=wait)
+        return reply
+
+    async def discard(self) -> None:
+        """Leave it as it is: it stays in the history with the status `interrupted` and is pending no more.
+
+        Raises StoreError. If cancelled, it may be discarded.
+        """
+        await _Search(self._core, self._session, self._gate).discard(self._question)
+
+
+@attrs.define(eq=False)
+class _Search:
+    """A search for the end of a turn; it holds the session as a turn does."""
+
+    core: _Core
+    session: Session
+    gate: Gate
+    task: asyncio.Task[object] | None = attrs.field(default=None, init=False)
+    _scope: asyncio.Timeout | None = attrs.field(default=None, init=False)
+    _ended: bool = attrs.field(default=False, init=False)
+    _error: AheadlessError | None = attrs.field(default=None, init=False)
+
+    async def run(
+        self,
+        choose: Callable[[], Message | None],
+        *,
+        wait: float,
+        delivery: Delivery | None = None,
+        ended: bool = False,
+        age: Callable[[], float] | None = None,
+        remembered: Preceding | None = None,
+    ) -> tuple[Reply | None, Delivery]:
+        """Return the reply to a question of the session, if it is there, and what has become of the question."""
+        readback = self.core.readback
+        if readback is None:
+            raise UsageError("a reply is recovered with an admin key: pass admin_key or set AHEADLESS_ADMIN_KEY")
+        wait = 0.0 if wait == 0 else parse_seconds(wait, "wait")
+        result: tuple[Reply | None, Delivery] = None, delivery or Delivery.UNKNOWN
+
+        async def work() -> None:
+            nonlocal result
+            question = choose()
+            if question is None:
+                return
+            turn = lost_turn(self.session, question, remembered=remembered)
+            result = None, delivery or turn.question.delivery
+            begun_at = readback.now()
+            if (known := self.session.reply_to(question)) is not None:
+                result = self._reply(known.text, turn, 0.0), Delivery.ACCEPTED
+                return
+            found = await readback.search(self.session, turn, delivery=result[1], wait=wait, ended=ended, age=age)
+            self._correct(question, found)
+            result = None, found.delivery
+            if found.reply is not None:
+                result = self._reply(found.reply, turn, readback.now() - begun_at), found.delivery
+
+        try:
+            await self._hold(work, wait=True)
+        except AheadlessError as exc:
+            # Of the admin API or the store; what it says of a message is not about this one.
+            exc.delivery = result[1]
+            if isinstance(exc, StoreError):
+                exc.reply = result[0]
+            raise
+        return result
+
+    async def look(self) -> None:
+        """Take over what the store has; SessionBusyError if another process has the session."""
+
+        async def work() -> None: ...
+
+        await self._hold(work, wait=False)
+
+    async def discard(self, question: Message) -> None:
+        """Let a question be pending no more."""
+
+        async def work() -> None:
+            index = self.session.index(question)
+            if index is not None and self.session.messages[index].status == "unknown":
+                self._record(question, "interrupted", self.session.messages[index].delivery, None, None)
+
+        await self._hold(work, wait=True)
+
+    def stop(self) -> None:
+        """End the search; it leaves the gate as soon as its task runs."""
+        self._ended = True
+        if self._scope is not None:
+            self._scope.reschedule(0)
+
+    def fail(self, error: AheadlessError) -> None:
+        """End the search with an error."""
+        self._error = error
+        self.stop()
+
+    async def _hold(self, work: Callable[[], Awaitable[None]], *, wait: bool) -> None:
+        core = self.core
+        core.bind()
+        core.live.add(self)
+        self.task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(None) as self._scope:
+                await self.gate.enter(self, "queue")
+                await self._with_store(work, wait=wait)
+        except TimeoutError:
+            if not self._ended:
+                raise
+            # The scope's: it was stopped, or the client was closed.
+        except AheadlessError as exc:
+            exc.session_id = self.session.session_id
+            raise
+        finally:
+            self._scope = None
+            self.gate.leave(self)
+            core.live.discard(self)
+        if self._error is not None:
+            self._error.session_id = self.session.session_id
+            raise self._error
+
+    async def _with_store(self, work: Callable[[], Awaitable[None]], *, wait: bool) -> None:
+        keeper = self.core.keeper
+        if keeper is None:
+            await work()
+            return
+        await keeper.take(self.session, wait=wait)
+        try:
+            self.core.touch(self.session)
+            await work()
+        finally:
+            keeper.end(self.session)
+        await keeper.bring_back(self.session)
+
+    def _correct(self, question: Message, found: Found) -> None:
+        if found.reply is not None:
+            self._record(question, "complete", found.delivery, found.conversation_id, found.reply)
+        elif found.unanswered or found.delivery is Delivery.REJECTED:
+            self._record(question, "failed", found.delivery, found.conversation_id, None)
+        else:
+            return
+        if self.core.readback is not None:
+            self.core.readback.remember(self.session, found.thread)
+
+    def _record(
+        self,
+        question: Message,
+        status: MessageStatus,
+        delivery: Delivery,
+        conversation_id: str | None,
+        reply: str | None,
+    ) -> None:
+        self.session.correct(
+            question, status=status, delivery=delivery, conversation_id=conversation_id, reply=reply, at=_utc_now()
+        )
+
+    def _reply(self, text: str, turn: LostTurn, seconds: float) -> Reply:
+        return Reply(
+            text,
+            session_id=self.session.session_id,
+            conversation_id=self.session.conversation_id or "",
+            streamed_text=turn.partial,
+            timings=Timings(None, seconds),
+            recovered=True,
+        )
+
+
 @attrs.define(eq=False)
 class _Question:
     """One message on its way: the wiring of its stream."""
@@ -524,8 +798,11 @@ class _Question:
     on_busy: OnBusy
     json: bool
     give_up_at: float | None = attrs.field(default=None, init=False)
-    recorded: bool = attrs.field(default=False, init=False)
     unsure: bool = attrs.field(default=False, init=False)  # whether an earlier attempt may have arrived
+    asked: Message | None = attrs.field(default=None, init=False)
+    asked_at: float = attrs.field(default=0.0, init=False)  # by the loop's clock
+    remembered: Preceding | None = attrs.field(default=None, init=False)
+    unanswered: bool = attrs.field(default=False, init=False)  # the history shows the question, and no reply
     saved: bool = attrs.field(default=False, init=False)
 
     @property
@@ -549,8 +826,12 @@ class _Question:
 
     async def send(self, stream: ReplyStream) -> Source:
         self.core.touch(self.session)
-        self.session.begin(self.message, at=_utc_now())
-        self.recorded = True
+        if self.core.readback is not None:
+            if self.core.recovery == "auto":
+                await self.core.readback.take_baseline(self.session)
+            self.remembered = preceding(self.session)
+        self.asked = self.session.begin(self.message, at=_utc_now())
+        self.asked_at = asyncio.get_running_loop().time()
         if self.core.keeper is not None:
             await self.core.keeper.save_question(self.session)
         core, attempt = self.core, 1
@@ -559,9 +840,12 @@ class _Question:
                 source = await self._send_paced(stream)
             except AheadlessError as exc:
                 asked = (exc.retry_after or 0.0) if isinstance(exc, StatusError) else 0.0
-                again = asked <= core.max_wait and core.retry.allows(exc, attempt) and core.budget.spend()
+                again = core.retry.allows(exc, attempt)
                 exc.delivery = self._verdict(exc.delivery)
-                if not again:
+                if (stored := await self._read_back_whole(stream, exc)) is not None:
+                    return stored
+                again = asked <= core.max_wait and (again or core.retry.allows(exc, attempt))
+                if self.unanswered or not again or not core.budget.spend():
                     raise
                 error = exc
             else:
@@ -647,17 +931,98 @@ class _Question:
         """Return what is known of all attempts, from what is known of the last."""
         return Delivery.UNKNOWN if self.unsure and delivery is not Delivery.ACCEPTED else delivery
 
+    # --- reading back -------------------------------------------------------------------------------------------------
+
+    async def read_back(self, stream: ReplyStream, error: AheadlessError) -> tuple[str, str] | None:
+        found = await self._search(stream, error) if self._is_cut(error) else None
+        if found is None or found.reply is None or found.conversation_id is None:
+            return None
+        return found.reply, found.conversation_id
+
+    async def _read_back_whole(self, stream: ReplyStream, error: AheadlessError) -> Source | None:
+        """Return the stored reply as the answer to a message of which nobody knows whether it was stored."""
+        stored = await self.read_back(stream, error) if error.delivery is Delivery.UNKNOWN else None
+        if stored is None:
+            return None
+        text, conversation_id = stored
+        stream.note_recovered()
+        token = b"" if self.json else encode_event(Token(text))
+        return _Whole(encode_event(Start(conversation_id)) + token + encode_event(Done(text, conversation_id)))
+
+    def _is_cut(self, error: AheadlessError) -> bool:
+        """Whether it is an end of the connection, and not one that this side wanted, that kept the reply away."""
+        match error:
+            case StreamInterruptedError() | ConnectionLostError() | RequestTimeoutError(phase="first_token" | "idle"):
+                return True
+            case ServerError() | ProtocolError():
+                return error.delivery is Delivery.UNKNOWN
+            case _:
+                return False
+
+    async def _search(self, stream: ReplyStream, error: AheadlessError) -> Found | None:
+        """Find out what became of the question, and correct the error's verdict; None if that is not wanted."""
+        readback = self.core.readback
+        if readback is None or self.core.recovery != "auto" or self.asked is None:
+            return None
+        turn = lost_turn(self.session, self.asked, remembered=self.remembered)
+        logger.info("%s broke off (%s); reading back", self.session_id, error)
+        try:
+            found = await readback.search(
+                self.session,
+                attrs.evolve(turn, partial=stream.snapshot),
+                delivery=error.delivery,
+                wait=self._patience(),
+                conversation_id=stream.conversation_id,
+                ended=_is_final(error),
+                age=self._age,
+            )
+        except AheadlessError as exc:
+            logger.warning("the history of %s cannot be read: %s", self.session_id, exc)
+            return None
+        error.delivery = found.delivery
+        if found.delivery is not Delivery.UNKNOWN:
+            self.unsure = False  # the history tells of all attempts
+        self.unanswered = found.unanswered
+        return found
+
+    def _patience(self) -> float:
+        """Return for how long a reply is waited for: as for one that comes in one piece."""
+        seconds = LONGEST_REPLY if self.timeouts.send is None else min(self.timeouts.send, LONGEST_REPLY)
+        if self.timeouts.total is not None:
+            seconds = min(seconds, self.timeouts.total - (asyncio.get_running_loop().time() - self.asked_at))
+        return max(seconds, 0.0)
+
+    def _age(self) -> float:
+        """Return how long ago the message was sent. Of the two clocks one may have been set and one may have slept."""
+        assert self.asked is not None  # noqa: S101 - it was sent
+        slept = (_utc_now() - self.asked.created_at).total_seconds()
+        return max(slept, asyncio.get_running_loop().time() - self.asked_at)
+
+    async def _recover(self, error: AheadlessError, wait: float) -> tuple[Reply | None, Delivery]:
+        """Be the error's way back."""
+        search = _Search(self.core, self.session, self.gate)
+        return await search.run(
+            lambda: self.asked,
+            wait=wait,
+            delivery=error.delivery,
+            ended=_is_final(error),
+            age=self._age,
+            remembered=self.remembered,
+        )
+
     def settle(self, stream: ReplyStream, outcome: Outcome) -> None:
         if isinstance(outcome, AheadlessError):
             hide(self.key.secret, outcome)
-        if self.recorded:
+        if self.core.readback is not None and self.asked is not None and isinstance(outcome, AheadlessError):
+            outcome.way_back = partial(self._recover, outcome)
+        if self.asked is not None:
             if isinstance(outcome, Reply):
                 text, delivery = outcome.text, Delivery.ACCEPTED
             else:
                 text, delivery = outcome.partial, outcome.delivery
             self.session.settle(
                 text,
-                status="cancelled" if stream.cancelled else _status(outcome),
+                status="cancelled" if stream.cancelled else "failed" if self.unanswered else _status(outcome),
                 delivery=delivery,
                 conversation_id=stream.conversation_id,
                 at=_utc_now(),
@@ -692,6 +1057,12 @@ class _Whole:
     def finish(self) -> None: ...
 
 
+def _is_final(error: AheadlessError) -> bool:
+    """Whether the server itself has said that no reply comes. A 502 or 504 is a proxy's, which does not know."""
+    own = isinstance(error, ServerError) and error.status == HTTPStatus.INTERNAL_SERVER_ERROR
+    return own or isinstance(error, ReplyFailedError)
+
+
 def _status(outcome: Outcome) -> MessageStatus:
     match outcome:
         case Reply():
@@ -702,6 +1073,8 @@ def _status(outcome: Outcome) -> MessageStatus:
             return "interrupted"
         case AheadlessError(delivery=Delivery.UNKNOWN):
             return "unknown"
+        case AheadlessError(delivery=Delivery.NOT_SENT | Delivery.REJECTED):
+            return "failed"
         case _:
             return "interrupted"
 

@@ -162,6 +162,11 @@ class Answer:
         self._taken = 0
         self._watch(response.connection)
 
+    @property
+    def date(self) -> datetime | None:
+        """The server's time when it answered, if it says so."""
+        return _parse_date(self._response.headers.get("Date", ""))
+
     async def read(self, deadline: float | None, /) -> bytes:
         """Return the bytes that are there, or wait for some; `b""` at the end of the body.
 
@@ -406,10 +411,10 @@ class Transport:
         self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: Callable[[Delivery], None]
     ) -> bytes:
         """Post a question and return the body of the JSON answer. News, errors, cancel: as :meth:`open_stream`."""
-        return await self._fetch("POST", path, key, timeouts, body=body, on_news=on_news)
+        return (await self._fetch("POST", path, key, timeouts, body=body, on_news=on_news))[0]
 
-    async def get(self, path: str, key: Key | None, *, timeouts: Timeouts) -> bytes:
-        """Return the body of the JSON answer to a GET. Errors and cancel: as :meth:`open_stream`."""
+    async def get(self, path: str, key: Key | None, *, timeouts: Timeouts) -> tuple[bytes, datetime | None]:
+        """Return the body of the JSON answer to a GET, and the server's time. Errors and cancel: as for a stream."""
         return await self._fetch("GET", path, key, timeouts, body=None)
 
     async def aclose(self) -> None:
@@ -433,7 +438,7 @@ class Transport:
         *,
         body: bytes | None,
         on_news: Callable[[Delivery], None] | None = None,
-    ) -> bytes:
+    ) -> tuple[bytes, datetime | None]:
         limits = _Limits.start(connect=timeouts.connect, wait=timeouts.send, phase="total", total=None)
         answer = await self._request(method, path, key, limits, accept="application/json", body=body, on_news=on_news)
         try:
@@ -446,7 +451,7 @@ class Transport:
             raise RequestTimeoutError(phase="total")
         if len(content) > MAX_JSON_BODY:
             raise ProtocolError(f"the answer is longer than {MAX_JSON_BODY} bytes")
-        return content
+        return content, answer.date
 
     async def _request(
         self,
@@ -701,11 +706,15 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
-        try:
-            date = parsedate_to_datetime(text)
-        except (ValueError, IndexError, OverflowError):
+        if (date := _parse_date(text)) is None:
             return None
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=timezone.utc)
         seconds = (date - now).total_seconds()
     return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+def _parse_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, IndexError, OverflowError):
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)

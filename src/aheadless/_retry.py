@@ -27,12 +27,15 @@ __all__ = ["Retry", "RetryBudget", "Retrying"]
 BUDGET: Final = 10.0
 EARNED: Final = 0.1
 
+_NOT_THERE: Final = frozenset([Delivery.NOT_SENT, Delivery.REJECTED])
+
 
 @attrs.frozen
 class Retry:
     """When to send a message again by itself: only if it cannot have been stored.
 
-    That is: no connection came about, or the server said 503 with a `Retry-After`. (429 is waited out in any case.)
+    That is: no connection came about, the server said 503 with a `Retry-After`, or (with `recovery="auto"`) its history
+    shows that the message is not there. (429 is waited out in any case.)
     The pause before try n is random, up to `base` * 2 ** (n - 1) seconds and never over `cap`. Once a byte of the
     answer has come nothing is sent again.
     """
@@ -60,11 +63,10 @@ class Retry:
             case ConnectError():
                 return not error.permanent
             case RequestTimeoutError():
-                return error.delivery is Delivery.NOT_SENT or self.may_duplicate
-            case ServerError():
+                return error.delivery in _NOT_THERE or self.may_duplicate
+            case ServerError() | ConnectionLostError():
+                # A lost one is REJECTED when the server's history shows that it was not stored.
                 return error.delivery is Delivery.REJECTED or self.may_duplicate
-            case ConnectionLostError():
-                return self.may_duplicate
             case _:
                 return False
 

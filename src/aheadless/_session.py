@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = [
+    "Baseline",
     "Lease",
     "Message",
     "MessageStatus",
@@ -32,6 +33,8 @@ __all__ = [
 
 Role: TypeAlias = Literal["user", "assistant"]
 MessageStatus: TypeAlias = Literal["pending", "complete", "interrupted", "cancelled", "failed", "unknown"]
+
+_NOT_THERE: Final = frozenset([Delivery.NOT_SENT, Delivery.REJECTED])
 
 # A busy bot's users of a day; an idle session without messages is a few hundred bytes.
 MAX_SESSIONS: Final = 10_000
@@ -94,6 +97,16 @@ class Reply:
 
     def __str__(self) -> str:
         return self.text
+
+
+@attrs.frozen
+class Baseline:
+    """What the server had of a conversation at a moment when no turn of this side was live."""
+
+    ids: frozenset[str]
+    """Of its newest messages; none if it did not exist."""
+    count: int
+    """How many messages the session had known until then."""
 
 
 @attrs.frozen
@@ -206,6 +219,8 @@ class Session:
     """Of the stored record that this one was read from or written to; 0 without one."""
     used_at: float = attrs.field(default=0.0, init=False)
     """When it was last used, by the clock of whoever uses it."""
+    baseline: Baseline | None = attrs.field(default=None, init=False)
+    """What the server had when somebody looked, if nobody else has changed this session since."""
     _messages: list[Message] = attrs.field(factory=list[Message], init=False)
     _count: int = attrs.field(default=0, init=False)
     _asked: tuple[int, Message] | None = attrs.field(default=None, init=False)  # the live turn's question, numbered
@@ -223,11 +238,17 @@ class Session:
         """The messages, oldest first."""
         return tuple(self._messages)
 
-    def begin(self, text: str, *, at: datetime) -> None:
-        """Record a question that is about to be sent."""
+    @property
+    def count(self) -> int:
+        """How many messages there have ever been."""
+        return self._count
+
+    def begin(self, text: str, *, at: datetime) -> Message:
+        """Record a question that is about to be sent, and return it."""
         question = Message("user", text, status="pending", created_at=at, delivery=Delivery.UNKNOWN)
         self._asked = (self._count, question)
         self._append(question)
+        return question
 
     def settle(
         self,
@@ -248,8 +269,68 @@ class Session:
         if text or status == "complete":
             self._append(Message("assistant", text, status=status, created_at=at, delivery=delivery))
 
+    # --- turns whose end was not seen ---------------------------------------------------------------------------------
+
+    def index(self, question: Message) -> int | None:
+        """Return where a question is among the messages, whatever has become of it since; None if it is not kept."""
+        for index in range(len(self._messages) - 1, -1, -1):
+            message = self._messages[index]
+            if message.created_at == question.created_at and (message.role, message.text) == ("user", question.text):
+                return index
+        return None
+
+    def unended(self) -> Message | None:
+        """Return the last question that the server has or may have, and whose reply did not come."""
+        for message in reversed(self._messages):
+            ended = message.status in {"complete", "pending"} or message.delivery in _NOT_THERE
+            if message.role == "user" and not ended:
+                return message
+        return None
+
+    def reply_to(self, question: Message) -> Message | None:
+        """Return the whole reply to a question, if it is there."""
+        index = self.index(question)
+        if index is None or self._messages[index].status != "complete" or index + 1 == len(self._messages):
+            return None
+        return self._messages[index + 1]
+
+    def correct(
+        self,
+        question: Message,
+        *,
+        status: MessageStatus,
+        delivery: Delivery,
+        conversation_id: str | None,
+        reply: str | None,
+        at: datetime,
+    ) -> None:
+        """Record what was found out about a turn later. A reply takes the place of what had come of it."""
+        if conversation_id is not None:
+            self.conversation_id = conversation_id
+        index = self.index(question)
+        if index is None:
+            return
+        first = self._count - len(self._messages)
+        self._put(first + index, attrs.evolve(self._messages[index], status=status, delivery=delivery))
+        if reply is None:
+            return
+        # Not before any other message: what is younger than a question cannot be taken for what the server had then.
+        at = max([at, *(message.created_at for message in self._messages)])
+        answer = Message("assistant", reply, created_at=at, delivery=delivery)
+        index += 1
+        following = self._messages[index] if index < len(self._messages) else None
+        if following is not None and following.role == "assistant":
+            self._put(first + index, answer)
+            return
+        self._messages.insert(index, answer)
+        self._count += 1
+        for moved in range(index, len(self._messages)):
+            self._note(first + moved, self._messages[moved])
+        self._trim()
+
     def clear(self) -> None:
         """Forget the conversation; the server does not."""
+        self.baseline = None
         self._messages.clear()
         self.conversation_id = None
         self.revision = self._count = 0
@@ -268,9 +349,11 @@ class Session:
         process died, and what became of it is unknown; and changes are kept from now on, to be saved.
         """
         self._unsaved = {} if held else None
+        baseline = self.baseline if record is not None and record.revision == self.revision else None
         self.clear()
         if record is None:
             return
+        self.baseline = baseline
         self.revision, self.conversation_id, self._count = record.revision, record.conversation_id, record.count
         self._messages = list(record.messages)
         for number, message in enumerate(record.messages, record.count - len(record.messages)):

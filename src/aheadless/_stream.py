@@ -138,6 +138,13 @@ class Wiring(Protocol):
     def settle(self, stream: ReplyStream, outcome: Outcome) -> None:
         """Record the end of the turn and free the session. Called once, whatever was reached, and it does not wait."""
 
+    async def read_back(self, stream: ReplyStream, error: AheadlessError) -> tuple[str, str] | None:
+        """Return the stored reply, and its conversation's id, of a stream that broke off; None if the error stands.
+
+        The error's verdict is corrected by what was found out.
+        """
+        ...
+
     async def record(self) -> None:
         """Save what :meth:`settle` recorded, if it is to outlive the process. Raises StoreError."""
 
@@ -170,6 +177,7 @@ class ReplyStream:
         self._owned = False  # by an `async with` block
         self._reading = False
         self._cancelled = False
+        self._recovered = False
         self._delivery = Delivery.NOT_SENT  # as long as there is no source
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[object] | None = None
@@ -305,8 +313,9 @@ class ReplyStream:
             return None
         except AheadlessError as exc:
             exc.delivery = self._turn.delivery
-            self._end(exc)
-            return None
+            if not await self._complete(exc):
+                return None
+            event = await self._next_event()  # one of those that were read back
         if type(event) is Done:
             self._end(self._make_reply(event))
         elif type(event) is Failure:
@@ -317,6 +326,29 @@ class ReplyStream:
             if type(event) is Token:
                 self._first_token_at = self._given_at
         return event
+
+    async def _complete(self, error: AheadlessError) -> bool:
+        """Get the rest of a stream that broke off from the server's history, or an outcome."""
+        assert self._source is not None  # noqa: S101 - only called on an open stream
+        self._source.close()
+        stored: tuple[str, str] | None = None
+        try:
+            async with asyncio.timeout(None) as self._scope:
+                stored = await self._wiring.read_back(self, error)
+        except TimeoutError:
+            if self._outcome is None:
+                raise
+            # The scope's, as in _open().
+        finally:
+            self._scope = None
+        if self._outcome is not None:
+            return False
+        if stored is None:
+            self._end(error)
+            return False
+        self._turn.complete(*stored)
+        self._recovered = True
+        return True
 
     async def _next_event(self) -> Event:
         turn, source = self._turn, self._source
@@ -412,6 +444,7 @@ class ReplyStream:
             conversation_id=done.conversation_id,
             streamed_text=self._turn.text,
             timings=Timings(None if first is None else first - self._sent_at, self._now() - self._sent_at),
+            recovered=self._recovered,
         )
 
     def _now(self) -> float:
@@ -454,6 +487,10 @@ class ReplyStream:
         """Take note that a request is about to be made; whether it arrives is not known until told otherwise."""
         self._delivery = Delivery.UNKNOWN
         self._sent_at = self._now()
+
+    def note_recovered(self) -> None:
+        """Take note that the answer that comes was read back from the server's history."""
+        self._recovered = True
 
     def abandon(self) -> None:
         """End the turn because its loop was left; from a finaliser, so on whatever thread and even without a loop."""

@@ -67,6 +67,8 @@ class Thread:
 
     conversation: Conversation
     messages: tuple[Message, ...]
+    answered_at: datetime | None = attrs.field(default=None, eq=False)
+    """The server's time when it answered, to the second, if its answer had a `Date`."""
 
 
 class AdminClient:
@@ -76,7 +78,7 @@ class AdminClient:
     is closed.
     """
 
-    def __init__(self, get: Callable[[str, Key], Awaitable[bytes]], key: Key) -> None:
+    def __init__(self, get: Callable[[str, Key], Awaitable[tuple[bytes, datetime | None]]], key: Key) -> None:
         self._get = get
         self._key = key
 
@@ -84,7 +86,8 @@ class AdminClient:
         """Return the newest conversations, at most `limit` of them (1 to 200)."""
         if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
             raise InvalidRequestError(f"limit must be a whole number from 1 to {MAX_LIMIT}, not {limit!r}")
-        return await self._fetch(f"/v1/admin/conversations?limit={limit}", ConversationPage)
+        page, _ = await self._fetch(f"/v1/admin/conversations?limit={limit}", ConversationPage)
+        return page
 
     async def conversation(self, conversation_id: str) -> Thread:
         """Return a conversation and its messages; NotFoundError when there is none with this id."""
@@ -97,12 +100,13 @@ class AdminClient:
             quoted = quote(conversation_id, safe="")
         except UnicodeEncodeError:
             raise InvalidRequestError("the conversation id cannot be encoded") from None
-        return await self._fetch(f"/v1/admin/conversations/{quoted}", Thread)
+        thread, answered_at = await self._fetch(f"/v1/admin/conversations/{quoted}", Thread)
+        return attrs.evolve(thread, answered_at=answered_at)
 
-    async def _fetch(self, path: str, kind: type[T]) -> T:
-        body = await self._get(path, self._key)
+    async def _fetch(self, path: str, kind: type[T]) -> tuple[T, datetime | None]:
+        body, answered_at = await self._get(path, self._key)
         try:
-            return _structure(body, kind)
+            return _structure(body, kind), answered_at
         except ProtocolError as exc:
             hide(self._key.secret, exc)
             raise
@@ -159,6 +163,10 @@ def _make_converter() -> cattrs.Converter:
             conversation_id=override(rename="conversationId"),
             created_at=override(rename="createdAt"),
         ),
+    )
+    # That one is ours, not the wire's.
+    converter.register_structure_hook(
+        Thread, make_dict_structure_fn(Thread, converter, answered_at=override(omit=True))
     )
     return converter
 

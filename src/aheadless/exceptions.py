@@ -12,6 +12,8 @@ import enum
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from aheadless._session import Reply
 
 __all__ = [
@@ -52,7 +54,10 @@ class Delivery(enum.Enum):
     """No byte of the request left: safe to send again."""
 
     REJECTED = "rejected"
-    """The server refused it before storing it: safe to send again."""
+    """The server refused it before storing it, or its history shows that it was never stored: safe to send again.
+
+    A refusal is the server's word. That a message is not in the history is found out by `recover()`, which looks for as
+    long as a request that got through might still be on its way to the store."""
 
     UNKNOWN = "unknown"
     """It may have been stored: sending again may show it to the model twice."""
@@ -97,6 +102,9 @@ class AheadlessError(Exception):
     partial: str
     """The reply's text up to the failure; empty when none had come."""
 
+    way_back: Callable[[float], Awaitable[tuple[Reply | None, Delivery]]] | None = None
+    """How :meth:`recover` reads the reply back; set by a client that has an admin key."""
+
     def __init__(
         self,
         message: str = "",
@@ -109,6 +117,28 @@ class AheadlessError(Exception):
         self.delivery = self.default_delivery if delivery is None else delivery
         self.session_id = session_id
         self.partial = partial
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The way back leads into the client; it neither travels nor is copied.
+        state = {key: value for key, value in vars(self).items() if key != "way_back"}
+        return (type(self), self.args, state)
+
+    async def recover(self, *, wait: float = 30.0) -> Reply | None:
+        """Return the reply from the server's history, where it was written to its end although nobody read it.
+
+        Looks again and again, for at most `wait` seconds, while the server may still be writing. None: the message was
+        not stored, or no reply was there in time; :attr:`delivery` and the session's messages then say what was found
+        out. Where it is certain that the message was not stored, nothing is asked.
+
+        Raises UsageError if the client has no admin key, and what the admin API fails with, `delivery` being that of
+        the message. If cancelled, nothing has changed, or all of it has.
+        """
+        if self.delivery in {Delivery.NOT_SENT, Delivery.REJECTED}:
+            return None
+        if self.way_back is None:
+            raise UsageError("a reply is recovered with an admin key: pass admin_key to the client that asks")
+        reply, self.delivery = await self.way_back(wait)
+        return reply
 
 
 class ConfigurationError(AheadlessError, ValueError):
@@ -315,3 +345,7 @@ class StoreError(AheadlessError):
         super().__init__(message, delivery=delivery, session_id=session_id)
         self.reply = reply
         self.lost = lost
+
+    async def recover(self, *, wait: float = 30.0) -> Reply | None:
+        """Return the reply that travels along, otherwise as for any error."""
+        return self.reply if self.reply is not None else await super().recover(wait=wait)

@@ -28,6 +28,7 @@ class Interrupt:
         if name == {module!r}:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.raise_signal(signal.SIGINT)
+import aheadless
 sys.meta_path.insert(0, Interrupt())
 from aheadless.cli import main
 sys.exit(main())
@@ -64,7 +65,7 @@ async def test_help_is_fast():
     assert ended.out == f"{OVERVIEW}set()\n"
 
 
-@pytest.mark.parametrize("command", ["chat", "demo", "health", "send", "serve"])
+@pytest.mark.parametrize("command", ["chat", "conversations", "demo", "health", "send", "serve", "sessions"])
 def test_help_of_a_command(command, monkeypatch, capsys):
     """Each command lists its options, in words."""
     assert main(monkeypatch, command, "--help") == 0
@@ -86,9 +87,9 @@ async def test_nobody_reads_the_help(arguments):
 
 
 @posix_only
-@pytest.mark.parametrize("module", ["attrs", "aiohttp", "cyclopts", "aheadless.exceptions", "aheadless._client"])
+@pytest.mark.parametrize("module", ["cyclopts", "aheadless.cli.app", "aheadless.server", "sqlite3"])
 async def test_ctrl_c_while_it_starts(module):
-    """One line, whatever is being loaded at the moment."""
+    """One line, whatever of the command's own is being loaded at the moment."""
     code = INTERRUPTED.replace("{module!r}", repr(module))
 
     ended = await aheadless(

@@ -75,7 +75,7 @@ async def test_sigint_in_a_program(scripted: ScriptedServer, drive: str) -> None
             await scripted.requests[0].left.wait()
             out, errors = await process.communicate()
 
-    assert out.decode() == "[('Hi', 'interrupted'), ('Hel', 'interrupted')] False True\n"
+    assert out.decode() == "[('Hi', 'cancelled'), ('Hel', 'cancelled')] False True\n"
     assert errors.decode().endswith("KeyboardInterrupt\n")
     assert "never retrieved" not in errors.decode()
     assert process.returncode == -signal.SIGINT

@@ -296,6 +296,37 @@ def test_needs_more_bytes() -> None:
     assert turn.next_event() == START
 
 
+@pytest.mark.parametrize(
+    ("come", "text", "rest"),
+    [
+        ([], "ab", [START, Token("ab"), Done("ab", "c")]),
+        ([START], "ab", [Token("ab"), Done("ab", "c")]),
+        ([START, Token(" a")], "ab", [Token("b"), Done("ab", "c")]),
+        ([START, Token("ab "), Token("\n")], "ab", [Done("ab", "c")]),
+        ([START, Token("xy")], "ab", [Done("ab", "c")]),
+        ([START, Token("a\ud83d")], "a\U0001f600", [Token("\U0001f600"), Done("a\U0001f600", "c")]),
+    ],
+    ids=["nothing", "start", "a part", "all", "another", "half a pair"],
+)
+@pytest.mark.parametrize("ended", [True, False], ids=["cut", "stalled"])
+def test_complete(come: list[Event], text: str, rest: list[Event], ended: bool) -> None:
+    """A turn that broke off goes on with the stored reply, as if nothing had been."""
+    turn = Turn()
+    turn.receive_data(stream(*come))
+    events = [*iter(turn.next_event, None)]
+    if ended:
+        turn.receive_eof()
+        with pytest.raises(StreamInterruptedError):
+            turn.next_event()
+
+    turn.complete(text, "c")
+    rest_events = [*iter(turn.next_event, None)]
+
+    assert rest_events == rest
+    assert (turn.state, turn.over, turn.conversation_id) == (TurnState.DONE, True, "c")
+    assert turn.text == "".join(event.text for event in events + rest_events if isinstance(event, Token))
+
+
 @given(st.binary(max_size=80))
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
     """No bytes raise anything but an error of ours."""

@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Run the command with the process's arguments and return its exit code."""
-    # Nothing is loaded before this line, as it can take a second: a Ctrl-C in it is an end like any other.
+    # Loading the command's parts takes a moment: a Ctrl-C in it is an end like any other.
     try:
         from aheadless.cli.process import guard, prepare_streams  # noqa: PLC0415
 

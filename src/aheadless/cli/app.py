@@ -72,8 +72,7 @@ class Connection:
         from aheadless import ChatClient, Timeouts  # noqa: PLC0415
         from aheadless._client import MAX_WAIT  # noqa: PLC0415
 
-        if self.url is None and not os.environ.get("AHEADLESS_BASE_URL"):
-            raise ConfigurationError("which server? Pass --url or set AHEADLESS_BASE_URL")
+        _check_url(self.url)
         seconds = self.timeout
         return ChatClient(
             self.url,
@@ -86,6 +85,41 @@ class Connection:
             legacy_auth=self.legacy_auth,
             allow_insecure_http=self.allow_insecure_http,
         )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class AdminConnection:
+    """Where the server is, for who may read its conversations."""
+
+    url: str | None = None
+    "The server's base URL; AHEADLESS_BASE_URL if left out."
+
+    admin_key_file: Path | None = None
+    "A file that holds the admin key; AHEADLESS_ADMIN_KEY (or ADMIN_API_KEY) if left out."
+
+    timeout: float | None = None
+    "Seconds to wait for the answer [120]."
+
+    allow_insecure_http: bool = False
+    "Let the key go over http:// to a public host."
+
+    def client(self) -> ChatClient:
+        """Return a client for these options."""
+        from aheadless import ChatClient, Timeouts  # noqa: PLC0415
+
+        _check_url(self.url)
+        return ChatClient(
+            self.url,
+            admin_key=_read_key(self.admin_key_file, "--admin-key-file"),
+            timeouts=None if self.timeout is None else Timeouts(send=self.timeout),
+            allow_insecure_http=self.allow_insecure_http,
+        )
+
+
+def _check_url(url: str | None) -> None:
+    if url is None and not os.environ.get("AHEADLESS_BASE_URL"):
+        raise ConfigurationError("which server? Pass --url or set AHEADLESS_BASE_URL")
 
 
 def _read_key(path: Path | None, option: str) -> str | None:
@@ -207,6 +241,51 @@ def health(*, connection: Connection = Connection()) -> int:
     from aheadless.cli import commands  # noqa: PLC0415
 
     return commands.health(connection.client)
+
+
+@app.command
+def conversations(
+    conversation: str | None = None,
+    /,
+    *,
+    limit: int = 100,
+    json: bool = False,
+    connection: AdminConnection = AdminConnection(),
+) -> int:
+    """List the server's newest conversations, or show the messages of one.
+
+    Needs the admin key. Times are UTC. Control characters are shown as pictures.
+
+    Parameters
+    ----------
+    conversation
+        The id of the conversation whose messages to show.
+    limit
+        How many to list, 1 to 200 [100].
+    json
+        Write one JSON object.
+    """
+    from aheadless.cli import history  # noqa: PLC0415
+
+    if conversation is None:
+        return history.conversations(connection.client, limit=limit, as_json=json)
+    return history.conversation(connection.client, conversation, as_json=json)
+
+
+@app.command
+def sessions(*, store: Path, json: bool = False) -> int:
+    """List the sessions in a SQLite file, the last saved first.
+
+    Parameters
+    ----------
+    store
+        The file that was given to SQLiteStore.
+    json
+        Write one JSON object.
+    """
+    from aheadless.cli import history  # noqa: PLC0415
+
+    return history.sessions(store, as_json=json)
 
 
 @app.command

@@ -59,17 +59,20 @@ Usage: aheadless COMMAND
 Talk to a Headless chat API, or run one.
 
 Commands:
-  chat     Chat in the terminal; tokens appear as they arrive, Ctrl-C stops a reply.
-  demo     Run a server and a chat in one process: no key, no network, nothing to set up.
-  health   Ask the server whether it is well, and how long it takes to say so.
-  send     Send one message and write the answer to stdout.
-  serve    Run the API's server until SIGINT or SIGTERM.
+  chat           Chat in the terminal; tokens appear as they arrive, Ctrl-C stops a reply.
+  conversations  List the server's newest conversations, or show the messages of one.
+  demo           Run a server and a chat in one process: no key, no network, nothing to set up.
+  health         Ask the server whether it is well, and how long it takes to say so.
+  send           Send one message and write the answer to stdout.
+  serve          Run the API's server until SIGINT or SIGTERM.
+  sessions       List the sessions in a SQLite file, the last saved first.
 
   aheadless COMMAND --help lists the options of a command; aheadless --version shows the version.
 
 Environment:
   AHEADLESS_BASE_URL   the server, as in http://127.0.0.1:4000; or --url
   AHEADLESS_API_KEY    its key (or WIDGET_API_KEY); or --api-key-file
+  AHEADLESS_ADMIN_KEY  the key of its conversations (or ADMIN_API_KEY); or --admin-key-file
   NO_COLOR             if set, nothing is coloured
 
 Exit codes:
@@ -109,7 +112,11 @@ _BECAME: Final = {
 }
 
 # What the library calls by its parameters' names, people know by the options'.
-_OPTIONS: Final = {"allow_insecure_http=True": "--allow-insecure-http", "pass api_key": "pass --api-key-file"}
+_OPTIONS: Final = {
+    "allow_insecure_http=True": "--allow-insecure-http",
+    "pass api_key": "pass --api-key-file",
+    "pass admin_key": "pass --admin-key-file",
+}
 
 # Control characters but for tab and newline, those that turn the direction of the text around, and halves of surrogate
 # pairs, which cannot be written at all.

@@ -30,6 +30,7 @@ __all__ = [
     "encode_request",
     "join_surrogates",
     "parse_request",
+    "remainder",
     "trim",
     "utf16_length",
     "validate_message",
@@ -252,3 +253,11 @@ def utf16_length(text: str) -> int:
 def trim(text: str) -> str:
     """Return the text trimmed as JavaScript trims it, which is how the server makes `done.message`."""
     return text.strip(_JS_BLANKS)
+
+
+def remainder(stored: str, streamed: str) -> str | None:
+    """Return what of a stored reply follows the tokens that came; None if they are not its beginning."""
+    begun = streamed.lstrip(_JS_BLANKS)
+    if stored.startswith(begun):
+        return stored[len(begun) :]
+    return "" if trim(begun) == stored else None

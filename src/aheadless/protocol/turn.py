@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from aheadless.exceptions import Delivery, ProtocolError, StreamInterruptedError
-from aheadless.protocol.codec import decode_event, join_surrogates
+from aheadless.protocol.codec import decode_event, join_surrogates, remainder
 from aheadless.protocol.events import Done, Failure, Start, Token, Unknown
 from aheadless.protocol.ndjson import MAX_LINE, NDJSONDecoder
 
@@ -68,7 +69,8 @@ class Turn:
         self._eof = False
         self._parts: list[str] = []
         self._half = ""  # the high half of a surrogate pair whose low half has not come
-        self._postponed: Event | None = None
+        self._postponed: deque[Event] = deque()
+        self._given: str | None = None  # when it was ended from this side: the text of the tokens that were given
 
     @property
     def over(self) -> bool:
@@ -123,7 +125,7 @@ class Turn:
                 self._parts.append(text)
             elif self._half and type(event) is not Unknown:
                 # The other half can no longer come: what was held goes out first.
-                self._postponed = event
+                self._postponed.appendleft(event)
                 event = Token(self._flush())
                 state = self.state
             elif type(event) is Start:
@@ -135,13 +137,31 @@ class Turn:
     def interrupt(self) -> None:
         """End the turn from this side, unless it is over."""
         if not self.over:
+            self._given = self.text
             self._flush()
             self.state = TurnState.INTERRUPTED
 
+    def complete(self, text: str, conversation_id: str) -> None:
+        """Go on, after an end that was no `done`, with the reply as the server stored it.
+
+        The next events are what would have come: `start` if it did not, the rest of the text as a token, unless what
+        had come is not its beginning, and `done`.
+        """
+        self.interrupt()
+        given, self._given, self._half = self._given or "", None, ""
+        self._parts = [given]
+        self._postponed.clear()
+        self.state = TurnState.STREAMING
+        if self.conversation_id is None:
+            self.state = TurnState.WAITING
+            self._postponed.append(Start(conversation_id))
+        if rest := remainder(text, given):
+            self._postponed.append(Token(rest))
+        self._postponed.append(Done(text, self.conversation_id or conversation_id))
+
     def _take(self) -> Event | None:
-        if (event := self._postponed) is not None:
-            self._postponed = None
-            return event
+        if self._postponed:
+            return self._postponed.popleft()
         line = None
         try:
             if (line := self._decoder.next_line()) is not None:
