@@ -8,7 +8,8 @@ import os
 import random
 import time
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 import attrs
@@ -29,9 +30,21 @@ from aheadless._options import (
     parse_on_busy,
     parse_seconds,
 )
-from aheadless._pacing import Pacer, PacingState, Pass, Waiting, pacer_for
+from aheadless._pacing import Pacing, PacingState, Pass, Waiting, pacer_for
 from aheadless._retry import Retry, RetryBudget, Retrying
-from aheadless._session import MAX_SESSIONS, Message, MessageStatus, Reply, Session, SessionManager, SessionStore
+from aheadless._session import (
+    MAX_SESSIONS,
+    EventLog,
+    Following,
+    HasEvents,
+    HasPace,
+    Message,
+    MessageStatus,
+    Reply,
+    Session,
+    SessionManager,
+    SessionStore,
+)
 from aheadless._stream import Callbacks, ReplyStream, call
 from aheadless.exceptions import (
     AheadlessError,
@@ -67,6 +80,7 @@ if TYPE_CHECKING:
 
     from aheadless._stream import OnDone, OnError, OnStart, OnToken, Outcome, Source
     from aheadless.admin import AdminClient
+    from aheadless.protocol.events import Event
 
 __all__ = ["Chat", "ChatClient", "Health"]
 
@@ -120,6 +134,7 @@ class _Core:
     on_wait: tuple[OnWait, ...]
     store: SessionStore | None
     keeper: Keeper | None
+    log: EventLog | None  # the store's, if it keeps one
     budget: RetryBudget = attrs.field(factory=RetryBudget, init=False)
     live: set[ReplyStream] = attrs.field(factory=set["ReplyStream"], init=False)
     closed: bool = attrs.field(default=False, init=False)
@@ -144,9 +159,10 @@ class _Core:
     def touch(self, session: Session) -> None:
         self.sessions.touch(session, time.monotonic())
 
-    def pacer(self) -> Pacer:
-        """Return the pacer that all clients of this origin share."""
-        return pacer_for(self.transport.origin)
+    def pacing(self) -> Pacing:
+        """Return the pace towards this origin, which all of its clients share."""
+        shared = self.store.pace if isinstance(self.store, HasPace) else None
+        return Pacing(self.transport.origin, shared)
 
     async def get(self, path: str, key: Key | None = None) -> bytes:
         self.bind()
@@ -239,6 +255,7 @@ class ChatClient:
             ),
             store=store,
             keeper=None if store is None else Keeper(store, history_limit=history_limit),
+            log=store.events if isinstance(store, HasEvents) else None,
             chat_key=_key(chat_header, api_key, "api_key", "AHEADLESS_API_KEY", "WIDGET_API_KEY"),
             endpoint=parse_endpoint(endpoint),
             timeouts=_checked(timeouts, Timeouts, "timeouts") or Timeouts(),
@@ -275,7 +292,7 @@ class ChatClient:
     def pacing(self) -> PacingState:
         """Whether turns are held back now; shared by the clients of this origin on this event loop."""
         self._core.bind()
-        return self._core.pacer().state()
+        return pacer_for(self._core.transport.origin).state()
 
     @property
     def admin(self) -> AdminClient:
@@ -425,6 +442,20 @@ class Chat:
             message, timeouts, on_busy, Callbacks.of(on_start, on_token, on_done, on_error), json=True
         )
 
+    def follow(self, after: str | None = None) -> Following:
+        """Return the events of the live turn, whichever process drives it, as an async iterator.
+
+        From its beginning, or that of the next turn if none is live; or after the event with the id `after`, to go on
+        where another reader was (its `event_id`). Ends after `Done`. Raises ReplyFailedError after `Failure`, and
+        StreamInterruptedError when the turn ended otherwise, its process died, or the events are no longer kept.
+
+        Raises UsageError unless the client's store keeps events: `RedisStore(url, follow=True)`.
+        """
+        self._core.check_open()
+        if self._core.log is None:
+            raise UsageError("only a turn whose events are kept can be followed: RedisStore(url, follow=True)")
+        return self._core.log.follow(self.session_id, after)
+
     def stop(self) -> None:
         """End the live turn as its own `stop()` does; without one nothing happens."""
         self._gate.stop()
@@ -500,6 +531,10 @@ class _Question:
     def idle_timeout(self) -> float | None:
         return self.timeouts.idle
 
+    @property
+    def log(self) -> Callable[[Event], None] | None:
+        return None if self.core.log is None else partial(self.core.log.append, self.session_id)
+
     async def enter(self, stream: ReplyStream) -> None:
         self.core.bind()
         self.core.live.add(stream)
@@ -513,6 +548,8 @@ class _Question:
         self.recorded = True
         if self.core.keeper is not None:
             await self.core.keeper.save_question(self.session)
+        if self.core.log is not None:
+            self.core.log.begin(self.session_id)
         core, attempt = self.core, 1
         while True:
             try:
@@ -533,7 +570,7 @@ class _Question:
 
     async def _send_paced(self, stream: ReplyStream) -> Source:
         """Send when the pace allows it, again and again as long as the server says 429 and time is left."""
-        pacer = self.core.pacer()
+        pacer = self.core.pacing()
         refusal: RateLimitError | None = None
         while True:
             leave = await self._wait_for_leave(pacer, refusal)
@@ -557,16 +594,16 @@ class _Question:
             finally:
                 pacer.leave(leave, counted=counted)
 
-    async def _wait_for_leave(self, pacer: Pacer, refusal: RateLimitError | None) -> Pass:
+    async def _wait_for_leave(self, pacer: Pacing, refusal: RateLimitError | None) -> Pass:
         core = self.core
-        if not pacer.must_wait(core.rate_limit):
-            return await pacer.enter(core.rate_limit)
+        leave = await pacer.try_enter(core.rate_limit)
+        if isinstance(leave, Pass):
+            return leave
         now = asyncio.get_running_loop().time()
         if self.give_up_at is None and core.max_wait:
             self.give_up_at = now + core.max_wait
-            reason: Literal["rate_limit", "cool_down"] = "rate_limit" if pacer.state().state == "open" else "cool_down"
             logger.info("%s waits for the rate limit, for %.0f s at the most", self.session_id, core.max_wait)
-            await call(core.on_wait, Waiting(self.session_id, reason, core.max_wait))
+            await call(core.on_wait, Waiting(self.session_id, leave, core.max_wait))
         pause = refusal.retry_after if refusal is not None else None
         if self.give_up_at is not None and now + (pause or 0.0) < self.give_up_at:
             try:
@@ -602,6 +639,8 @@ class _Question:
                 conversation_id=stream.conversation_id,
                 at=_utc_now(),
             )
+        if self.core.log is not None:
+            self.core.log.end(self.session_id)
         if self.core.keeper is not None:
             self.core.keeper.end(self.session)
         self.gate.leave(stream)
