@@ -89,14 +89,16 @@ class Link:
             "retry": Retry(NoBackoff(), 0),  # decided here, where it is known what can be repeated
         }
         options = {**defaults, **options, **fixed}
-        pool = BlockingConnectionPool(**{**options, "max_connections": max_connections, "timeout": timeout})
+        pooled: dict[str, Any] = {**options, "max_connections": max_connections, "timeout": timeout}
+        pool = BlockingConnectionPool(**pooled)
         try:
             cast("Any", pool).make_connection()
         except TypeError as exc:
             raise ConfigurationError(f"url holds an option that does not exist: {snippet(str(exc))}") from None
-        self._redis = cast("_Server", Redis.from_pool(pool))
+        self._redis = _server(pool)
         # Followers hold a connection each, and wait for as long as they say.
-        self._readers = cast("_Server", Redis.from_pool(ConnectionPool(**{**options, "socket_timeout": None})))
+        options["socket_timeout"] = None
+        self._readers = _server(ConnectionPool(**options))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._posted: deque[_Call] = deque()
@@ -258,6 +260,12 @@ class Link:
         if self._password:
             text = text.replace(self._password, "***")
         return StoreError(f"Redis at {self.shown}: {snippet(text)}")
+
+
+def _server(pool: ConnectionPool) -> _Server:
+    redis = Redis.from_pool(pool)
+    redis.response_callbacks.clear()  # what the server says is taken as it is, be it from a command or from a script
+    return cast("_Server", redis)
 
 
 def _parse(url: object) -> dict[str, Any]:
