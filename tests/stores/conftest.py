@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -12,6 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+
+# It ends with whoever started it, however that ends: a shell waits for the end of its input and then kills the server.
+UNTIL_THE_END = '"$@" > /dev/null & echo $!; read -r _; kill -9 $!; wait'
 
 MISSING = "redis-server is not installed: `apt-get install redis-server` or `brew install redis`"
 
@@ -32,22 +36,27 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        self._shell: subprocess.Popen[bytes] | None = None
+        self._pid = 0
 
     def start(self) -> None:
         """Start, and return when it answers."""
         program = shutil.which("redis-server")
         assert program is not None, MISSING
-        self._process = subprocess.Popen(
+        self._shell = subprocess.Popen(
             [
-                *(program, "--port", str(self.port), "--bind", "127.0.0.1"),
+                *("sh", "-c", UNTIL_THE_END, "sh", program, "--port", str(self.port), "--bind", "127.0.0.1"),
                 *("--save", "", "--appendonly", "no", "--dir", str(self._folder), *self._options),
             ],
-            stdout=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
+        assert self._shell.stdout is not None
+        self._pid = int(self._shell.stdout.readline())
         give_up_at = time.monotonic() + 30
         while self.ask("PING") not in {b"+PONG\r\n", b"-NOAUTH Authentication required.\r\n"}:
-            assert self._process.poll() is None, "redis-server ended"
+            assert self._shell.poll() is None, "redis-server ended"
             assert time.monotonic() < give_up_at, "redis-server does not answer"
 
     def ask(self, *words: str) -> bytes:
@@ -62,20 +71,18 @@ class RedisServer:
             return b""
 
     def kill(self) -> None:
-        """End it without a word."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        """End it without a word; nothing happens if it has ended."""
+        if self._shell is not None:
+            self._shell.communicate()
+            self._shell = None
 
     def pause(self) -> None:
         """Let it answer no more."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        os.kill(self._pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
         """Let it answer again."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+        os.kill(self._pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="session")

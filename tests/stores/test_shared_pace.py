@@ -244,10 +244,10 @@ import asyncio, json, sys
 from aheadless import ChatClient, RateLimit
 from aheadless.stores import RedisStore
 
-async def main(url, redis, key, name):
+async def main(url, redis, key, name, turns):
     client = ChatClient(url, api_key=key, store=RedisStore(redis, lease_seconds=1), rate_limit=RateLimit(5, per=1))
     async with client:
-        print(json.dumps([(await client.chat(f"{name}-{n % 3}").stream("Hi")).text for n in range(6)]))
+        print(json.dumps([(await client.chat(f"{name}-{n % 3}").stream("Hi")).text for n in range(turns)]))
 
 asyncio.run(main(*json.loads(sys.argv[1])))
 """
@@ -259,11 +259,11 @@ async def test_real_processes(redis_server: RedisServer) -> None:
     async with run_server(settings) as server:
         workers = [
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", WORKER, json.dumps([server.url, redis_server.url, KEY, name])),
+                *(sys.executable, "-c", WORKER, json.dumps([server.url, redis_server.url, KEY, name, turns])),
                 cwd=Path(__file__).parent.parent.parent,
                 stdout=asyncio.subprocess.PIPE,
             )
-            for name in "abc"
+            for name, turns in (("a", 6), ("b", 6), ("c", 1000))
         ]
         *living, doomed = workers
         outputs = [asyncio.create_task(worker.communicate()) for worker in living]

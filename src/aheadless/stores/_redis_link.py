@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
@@ -19,10 +21,12 @@ from redis.exceptions import NoScriptError, RedisError
 from aheadless.exceptions import ConfigurationError, StoreError, snippet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
 __all__ = ["Answer", "Argument", "Link", "Script"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("aheadless")
 
@@ -107,6 +111,8 @@ class Link:
         self._progress = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self._complained = False
+        self._asking = 0  # how many wait for an answer
+        self._idle = asyncio.Event()
 
     def check_open(self) -> None:
         """Raise StoreError when it is closed."""
@@ -115,17 +121,9 @@ class Link:
 
     async def run(self, script: Script, keys: Sequence[str], *args: Argument) -> Answer:
         """Run a script and return what it returns. If cancelled, it may have run."""
-        self.check_open()
         self._loop = asyncio.get_running_loop()
         call = _Call(script, tuple(keys), args)
-        try:
-            try:
-                return await self._run(call)
-            except RedisConnectionError:
-                return await self._run(call)  # the server was restarted, or has closed what was idle
-        except (RedisError, OSError) as exc:
-            error = self._error(exc)
-        raise error
+        return await self._translated(lambda: self._run(call))
 
     async def _run(self, call: _Call) -> Answer:
         try:
@@ -135,42 +133,49 @@ class Link:
 
     async def command(self, *words: Argument) -> Answer:
         """Run one plain command that can be repeated."""
-        self.check_open()
-        try:
-            try:
-                return await self._redis.execute_command(*words)
-            except RedisConnectionError:
-                return await self._redis.execute_command(*words)
-        except (RedisError, OSError) as exc:
-            error = self._error(exc)
-        raise error
+        return await self._translated(lambda: self._redis.execute_command(*words))
 
     async def commands(self, commands: Sequence[tuple[Argument, ...]]) -> list[Answer]:
-        """Run many plain commands in few round trips."""
-        self.check_open()
+        """Run many plain commands that can be repeated, in few round trips."""
         found: list[Answer] = []
-        try:
-            for start in range(0, len(commands), BATCH):
-                async with self._redis.pipeline(transaction=False) as pipeline:
-                    for words in commands[start : start + BATCH]:
-                        pipeline.execute_command(*words)
-                    found += await pipeline.execute()
-            return found
-        except (RedisError, OSError) as exc:
-            error = self._error(exc)
-        raise error
+        for start in range(0, len(commands), BATCH):
+            batch = commands[start : start + BATCH]
+            found += await self._translated(partial(self._run_commands, batch))
+        return found
+
+    async def _run_commands(self, commands: Sequence[tuple[Argument, ...]]) -> list[Answer]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for words in commands:
+                pipeline.execute_command(*words)
+            return await pipeline.execute()
 
     async def read(self, stream: str, after: str, *, wait: float, count: int) -> list[Answer]:
         """Return the entries of a stream after an id; waits for so many seconds for the first one."""
-        self.check_open()
         command = ("XREAD", "COUNT", count, "BLOCK", int(wait * 1000), "STREAMS", stream, after)
-        try:
+
+        async def read() -> Answer:
             async with asyncio.timeout(wait + self.timeout):
-                found: Answer = await self._readers.execute_command(*command)
-            return found[0][1] if found else []
+                return await self._readers.execute_command(*command)
+
+        found = await self._translated(read)
+        return found[0][1] if found else []
+
+    async def _translated(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the server, and once more when the connection broke: it was restarted, or has closed what was idle."""
+        self.check_open()
+        self._asking += 1
+        try:
+            try:
+                return await ask()
+            except RedisConnectionError:
+                self.check_open()  # or it was broken by closing
+                return await ask()
         except (RedisError, OSError) as exc:  # TimeoutError is an OSError
-            self.check_open()
-            error = self._error(exc)
+            error = StoreError("the store is closed") if self._closed else self._error(exc)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._idle.set()
         raise error
 
     # --- later --------------------------------------------------------------------------------------------------------
@@ -208,16 +213,13 @@ class Link:
 
     async def _write_batch(self, batch: list[_Call]) -> None:
         try:
-            try:
-                results = await self._run_all(batch)
-            except RedisConnectionError:
-                results = await self._run_all(batch)
+            results = await self._translated(lambda: self._run_all(batch))
             # A script that the server has lost, or never had.
             for index, call in enumerate(batch):
                 if isinstance(results[index], NoScriptError):
-                    results[index] = await self._run(call)
-        except (RedisError, OSError) as exc:
-            self._complain(self._error(exc))
+                    results[index] = await self.run(call.script, call.keys, *call.args)
+        except StoreError as exc:
+            self._complain(exc)
             return
         failures = [result for result in results if isinstance(result, Exception)]
         if failures:
@@ -251,8 +253,18 @@ class Link:
             if self._writer is not None:
                 self._writer.cancel()
                 await asyncio.wait([self._writer])
-            await self._redis.aclose(close_connection_pool=True)
-            await self._readers.aclose(close_connection_pool=True)
+            await self._disconnect()
+            if self._asking:
+                # One that was just connecting is not closed by this.
+                self._idle.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.timeout):
+                        await self._idle.wait()
+                await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        for redis in (self._redis, self._readers):
+            await redis.aclose(close_connection_pool=True)
 
     def _error(self, exc: Exception) -> StoreError:
         """Return our error for one of theirs, which is not kept as the cause: its frames hold the password."""
