@@ -153,6 +153,16 @@ async def test_heartbeat(redis_server: RedisServer) -> None:
         assert isinstance(await waiting, Slot)
 
 
+async def test_many_at_once(scripted: ScriptedServer, make_client: MakeClient, redis_server: RedisServer) -> None:
+    """Turns that ask in the same moment do not take each other for those who wait."""
+    client = make_client(scripted.url, store=RedisStore(redis_server.url), rate_limit=RateLimit(50, per=60))
+
+    await asyncio.gather(*(client.chat(str(number)).stream("Hi").reply() for number in range(50)))
+
+    with pytest.raises(RateLimitError, match="left no room"):
+        await client.chat("s").stream("Hi")
+
+
 async def test_cancelled_while_waiting(paces: list[Pacing]) -> None:
     """No place is lost, here nor in Redis, and those behind go on."""
     limit = RateLimit(1, per=0.2)

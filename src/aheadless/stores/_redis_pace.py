@@ -140,23 +140,27 @@ class RedisPace:
 
     async def enter(self, origin: str, limit: RateLimit | None, *, wait: bool) -> Slot | WaitReason | None:
         """Return the leave to send, as :class:`SharedPace` says."""
-        head = self._heads.setdefault(origin, asyncio.Lock())
-        if not wait and head.locked():
-            return "rate_limit" if limit is not None else "cool_down"
-        async with head:
-            slot = Slot(origin, f"{self._name}:{next(self._numbers)}")
-            try:
-                return await self._enter(slot, limit, wait=wait)
-            except StoreError as exc:
-                self.leave(slot, counted=False, answer=None, retry_after=None)
-                if self._on_outage == "raise":
-                    exc.delivery = Delivery.NOT_SENT
-                    raise
-                logger.warning("the rate limit is not shared with other processes: %s", exc)
-                return None
-            except BaseException:
-                self.leave(slot, counted=False, answer=None, retry_after=None)
+        slot = Slot(origin, f"{self._name}:{next(self._numbers)}")
+        try:
+            if wait:
+                async with self._heads.setdefault(origin, asyncio.Lock()):
+                    return await self._enter(slot, limit, wait=True)
+            if origin in self._heads and self._heads[origin].locked():
+                return "cool_down" if limit is None else "rate_limit"  # those who wait go first
+            return await self._enter(slot, limit, wait=False)
+        except StoreError as exc:
+            self._give_back(slot)
+            if self._on_outage == "raise":
+                exc.delivery = Delivery.NOT_SENT
                 raise
+            logger.warning("the rate limit is not shared with other processes: %s", exc)
+            return None
+        except BaseException:
+            self._give_back(slot)
+            raise
+
+    def _give_back(self, slot: Slot) -> None:
+        self.leave(slot, counted=False, answer=None, retry_after=None)
 
     async def _enter(self, slot: Slot, limit: RateLimit | None, *, wait: bool) -> Slot | WaitReason:
         poll = FIRST_POLL
