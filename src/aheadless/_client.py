@@ -44,6 +44,7 @@ from aheadless._session import (
     Session,
     SessionManager,
     SessionStore,
+    SharedPace,
 )
 from aheadless._stream import Callbacks, ReplyStream, call
 from aheadless.exceptions import (
@@ -135,6 +136,7 @@ class _Core:
     store: SessionStore | None
     keeper: Keeper | None
     log: EventLog | None  # the store's, if it keeps one
+    pace: SharedPace | None  # the store's, if it shares one
     budget: RetryBudget = attrs.field(factory=RetryBudget, init=False)
     live: set[ReplyStream] = attrs.field(factory=set["ReplyStream"], init=False)
     closed: bool = attrs.field(default=False, init=False)
@@ -160,9 +162,8 @@ class _Core:
         self.sessions.touch(session, time.monotonic())
 
     def pacing(self) -> Pacing:
-        """Return the pace towards this origin, which all of its clients share."""
-        shared = self.store.pace if isinstance(self.store, HasPace) else None
-        return Pacing(self.transport.origin, shared)
+        """Return the pace towards this origin, which all of its clients here share, and others if the store does."""
+        return Pacing(self.transport.origin, self.pace)
 
     async def get(self, path: str, key: Key | None = None) -> bytes:
         self.bind()
@@ -256,6 +257,7 @@ class ChatClient:
             store=store,
             keeper=None if store is None else Keeper(store, history_limit=history_limit),
             log=store.events if isinstance(store, HasEvents) else None,
+            pace=store.pace if isinstance(store, HasPace) else None,
             chat_key=_key(chat_header, api_key, "api_key", "AHEADLESS_API_KEY", "WIDGET_API_KEY"),
             endpoint=parse_endpoint(endpoint),
             timeouts=_checked(timeouts, Timeouts, "timeouts") or Timeouts(),
