@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -13,9 +14,9 @@ import attrs
 import pytest
 
 from aheadless import ConfigurationError, Delivery, RateLimit, StoreError
-from aheadless._session import SessionStore
+from aheadless._session import SessionChange, SessionStore
 from aheadless.stores import RedisStore
-from aheadless.stores.redis import ACQUIRE, GIVE_UP
+from aheadless.stores.redis import ACQUIRE, GIVE_UP, RELEASE
 from aheadless.testing import ScriptedServer
 from tests.conftest import MakeClient
 from tests.stores.conftest import RedisServer
@@ -338,3 +339,63 @@ def test_wrong_options(url: Any, options: dict[str, Any]) -> None:
 def test_looks(url: str, shown: str) -> None:
     """Where it is, and no more."""
     assert repr(RedisStore(url)) == f"<RedisStore {shown}, prefix aheadless>"
+
+
+# --- later ------------------------------------------------------------------------------------------------------------
+
+
+async def test_calls_that_wait_are_bounded(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What there is no room for is dropped, and told once."""
+    await store.list()
+    await lease_of(store, "t")
+    monkeypatch.setattr("aheadless.stores._redis_link.MAX_POSTED", 3)
+
+    numbers = [store._link.post(GIVE_UP, store._lease_keys("s"), "nobody") for _ in range(5)]
+
+    assert numbers == [1, 2, 3, 0, 0]
+    assert caplog.text.count("3 calls wait for an answer") == 1
+    await store._link.written(3)
+    await store.aclose()
+    assert store._link.post(GIVE_UP, store._lease_keys("s"), "nobody") == 3
+
+
+async def test_call_that_fails_among_others(
+    store: RedisStore, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are carried out; one warning for all that fails until something works again."""
+    lease = await lease_of(store)
+    redis_server.ask("SET", "{aheadless:broken}:queue", "not a sorted set")
+    for _ in range(2):
+        store._link.post(GIVE_UP, store._lease_keys("broken"), "nobody")
+        await store._link.written(store._link.post(RELEASE, [store._key("s", "lease")], lease.token))
+
+    assert caplog.text.count("were not told to other processes") == 1
+    assert await store.acquire("s", wait=False) is not None
+
+
+async def test_long_list(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many sessions are listed in several round trips."""
+    monkeypatch.setattr("aheadless.stores._redis_link.BATCH", 2)
+    for name in "edcba":
+        lease = await lease_of(store, name)
+        await store.save(SessionChange(name, 0, None, ()), lease)
+
+    assert await store.list() == ["e", "d", "c", "b", "a"]
+
+
+async def test_closed_at_any_moment(redis_server: RedisServer) -> None:
+    """Whatever is under way, connecting included, ends with an answer or an error, and no connection stays open."""
+    for steps in range(40):
+        store = RedisStore(redis_server.url)
+        task = asyncio.create_task(store.list())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+        await store.aclose()
+
+        [found] = await asyncio.gather(task, return_exceptions=True)
+        assert found == [] or (isinstance(found, StoreError) and "closed" in str(found))
+        del store, task, found
+        gc.collect()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 from collections import deque
@@ -111,7 +110,7 @@ class Link:
         self._progress = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self._complained = False
-        self._asking = 0  # how many wait for an answer
+        self._asking: set[asyncio.Timeout] = set()  # those who wait for an answer
         self._idle = asyncio.Event()
 
     def check_open(self) -> None:
@@ -163,17 +162,18 @@ class Link:
     async def _translated(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask the server, and once more when the connection broke: it was restarted, or has closed what was idle."""
         self.check_open()
-        self._asking += 1
+        scope = asyncio.timeout(None)  # ended when all is closed
+        self._asking.add(scope)
         try:
-            try:
-                return await ask()
-            except RedisConnectionError:
-                self.check_open()  # or it was broken by closing
-                return await ask()
+            async with scope:
+                try:
+                    return await ask()
+                except RedisConnectionError:
+                    return await ask()
         except (RedisError, OSError) as exc:  # TimeoutError is an OSError
             error = StoreError("the store is closed") if self._closed else self._error(exc)
         finally:
-            self._asking -= 1
+            self._asking.discard(scope)
             if not self._asking:
                 self._idle.set()
         raise error
@@ -253,18 +253,13 @@ class Link:
             if self._writer is not None:
                 self._writer.cancel()
                 await asyncio.wait([self._writer])
-            await self._disconnect()
             if self._asking:
-                # One that was just connecting is not closed by this.
                 self._idle.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.timeout):
-                        await self._idle.wait()
-                await self._disconnect()
-
-    async def _disconnect(self) -> None:
-        for redis in (self._redis, self._readers):
-            await redis.aclose(close_connection_pool=True)
+                for scope in self._asking:
+                    scope.reschedule(0)
+                await self._idle.wait()
+            for redis in (self._redis, self._readers):
+                await redis.aclose(close_connection_pool=True)
 
     def _error(self, exc: Exception) -> StoreError:
         """Return our error for one of theirs, which is not kept as the cause: its frames hold the password."""
