@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -58,9 +59,16 @@ def install(session: nox.Session, *groups: str) -> None:
     session.install("-e", ".[cli]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
+def ensure_redis(session: nox.Session) -> None:
+    """Install a Redis server unless there is one."""
+    if shutil.which("redis-server") is None:
+        session.run("sh", "scripts/install_services.sh", external=True)
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests (arguments go to pytest); all of them must cover 95 % of the code, and 100 % of the protocol."""
+    ensure_redis(session)
     install(session, "test")
     session.env["COVERAGE_FILE"] = str(Path(session.create_tmp(), ".coverage").resolve())
     session.run("coverage", "erase")

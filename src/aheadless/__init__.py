@@ -4,7 +4,7 @@ from aheadless._client import Chat, ChatClient, Health, PendingTurn, Recovery
 from aheadless._options import OnBusy, RateLimit, Secret, Timeouts
 from aheadless._pacing import PacingState, Waiting
 from aheadless._retry import Retry, Retrying
-from aheadless._session import Message, MessageStatus, Reply, Role, Session, SessionManager, Timings
+from aheadless._session import Following, Message, MessageStatus, Reply, Role, Session, SessionManager, Timings
 from aheadless._stream import Overflow, ReplyStream, Subscription
 from aheadless._version import __version__
 from aheadless.exceptions import (
@@ -48,6 +48,7 @@ __all__ = [
     "Done",
     "Event",
     "Failure",
+    "Following",
     "Health",
     "InvalidRequestError",
     "Message",

@@ -33,18 +33,23 @@ from aheadless._options import (
     parse_seconds,
     without_frames,
 )
-from aheadless._pacing import Pacer, PacingState, Pass, Waiting, pacer_for
+from aheadless._pacing import Pacing, PacingState, Pass, Waiting, pacer_for
 from aheadless._readback import ReadBack
 from aheadless._recovery import LostTurn, Preceding, lost_turn, preceding
 from aheadless._retry import Retry, RetryBudget, Retrying
 from aheadless._session import (
     MAX_SESSIONS,
+    EventLog,
+    Following,
+    HasEvents,
+    HasPace,
     Message,
     MessageStatus,
     Reply,
     Session,
     SessionManager,
     SessionStore,
+    SharedPace,
     Timings,
 )
 from aheadless._stream import Callbacks, ReplyStream, call
@@ -90,6 +95,7 @@ if TYPE_CHECKING:
     from aheadless._readback import Found
     from aheadless._stream import OnDone, OnError, OnStart, OnToken, Outcome, Source
     from aheadless.admin import AdminClient
+    from aheadless.protocol.events import Event
 
 __all__ = ["Chat", "ChatClient", "Health", "PendingTurn", "Recovery"]
 
@@ -154,6 +160,8 @@ class _Core:
     keeper: Keeper | None
     readback: ReadBack | None
     recovery: Recovery
+    log: EventLog | None  # the store's, if it keeps one
+    pace: SharedPace | None  # the store's, if it shares one
     budget: RetryBudget = attrs.field(factory=RetryBudget, init=False)
     live: set[ReplyStream | _Search] = attrs.field(factory=set["ReplyStream | _Search"], init=False)
     closed: bool = attrs.field(default=False, init=False)
@@ -188,9 +196,9 @@ class _Core:
     def touch(self, session: Session) -> None:
         self.sessions.touch(session, time.monotonic())
 
-    def pacer(self) -> Pacer:
-        """Return the pacer that all clients of this origin share."""
-        return pacer_for(self.transport.origin)
+    def pacing(self) -> Pacing:
+        """Return the pace towards this origin, which all of its clients here share, and others if the store does."""
+        return Pacing(self.transport.origin, self.pace)
 
     async def get(self, path: str, key: Key | None = None) -> tuple[bytes, datetime | None]:
         self.bind()
@@ -295,6 +303,8 @@ class ChatClient:
             keeper=keeper,
             readback=None if self._admin_key is None else ReadBack(lambda: self.admin),
             recovery=recovery,
+            log=store.events if isinstance(store, HasEvents) else None,
+            pace=store.pace if isinstance(store, HasPace) else None,
             chat_key=_key(chat_header, api_key, "api_key", "AHEADLESS_API_KEY", "WIDGET_API_KEY"),
             endpoint=parse_endpoint(endpoint),
             timeouts=_checked(timeouts, Timeouts, "timeouts") or Timeouts(),
@@ -331,7 +341,7 @@ class ChatClient:
     def pacing(self) -> PacingState:
         """Whether turns are held back now; shared by the clients of this origin on this event loop."""
         self._core.bind()
-        return self._core.pacer().state()
+        return pacer_for(self._core.transport.origin).state()
 
     @property
     def admin(self) -> AdminClient:
@@ -487,6 +497,20 @@ class Chat:
         return await self._ask(
             message, timeouts, on_busy, Callbacks.of(on_start, on_token, on_done, on_error), json=True
         )
+
+    def follow(self, after: str | None = None) -> Following:
+        """Return the events of the live turn, whichever process drives it, as an async iterator.
+
+        From its beginning, or that of the next turn if none is live; or after the event with the id `after`, to go on
+        where another reader was (its `event_id`). Ends after `Done`. Raises ReplyFailedError after `Failure`, and
+        StreamInterruptedError when the turn ended otherwise, its process died, or the events are no longer kept.
+
+        Raises UsageError unless the client's store keeps events: `RedisStore(url, follow=True)`.
+        """
+        self._core.check_open()
+        if self._core.log is None:
+            raise UsageError("only a turn whose events are kept can be followed: RedisStore(url, follow=True)")
+        return self._core.log.follow(self.session_id, after)
 
     def stop(self) -> None:
         """End the live turn as its own `stop()` does, or the search for the end of one; otherwise nothing happens."""
@@ -813,6 +837,10 @@ class _Question:
     def idle_timeout(self) -> float | None:
         return self.timeouts.idle
 
+    @property
+    def log(self) -> Callable[[Event], None] | None:
+        return None if self.core.log is None else partial(self.core.log.append, self.session_id)
+
     async def enter(self, stream: ReplyStream) -> None:
         self.core.bind()
         self.core.live.add(stream)
@@ -834,6 +862,8 @@ class _Question:
         self.asked_at = asyncio.get_running_loop().time()
         if self.core.keeper is not None:
             await self.core.keeper.save_question(self.session)
+        if self.core.log is not None:
+            self.core.log.begin(self.session_id)
         core, attempt = self.core, 1
         while True:
             try:
@@ -861,7 +891,7 @@ class _Question:
 
     async def _send_paced(self, stream: ReplyStream) -> Source:
         """Send when the pace allows it, again and again as long as the server says 429 and time is left."""
-        pacer = self.core.pacer()
+        pacer = self.core.pacing()
         refusal: RateLimitError | None = None
         while True:
             leave = await self._wait_for_leave(pacer, refusal)
@@ -885,16 +915,16 @@ class _Question:
             finally:
                 pacer.leave(leave, counted=counted)
 
-    async def _wait_for_leave(self, pacer: Pacer, refusal: RateLimitError | None) -> Pass:
+    async def _wait_for_leave(self, pacer: Pacing, refusal: RateLimitError | None) -> Pass:
         core = self.core
-        if not pacer.must_wait(core.rate_limit):
-            return await pacer.enter(core.rate_limit)
+        leave = await pacer.try_enter(core.rate_limit)
+        if isinstance(leave, Pass):
+            return leave
         now = asyncio.get_running_loop().time()
         if self.give_up_at is None and core.max_wait:
             self.give_up_at = now + core.max_wait
-            reason: Literal["rate_limit", "cool_down"] = "rate_limit" if pacer.state().state == "open" else "cool_down"
             logger.info("%s waits for the rate limit, for %.0f s at the most", self.session_id, core.max_wait)
-            await call(core.on_wait, Waiting(self.session_id, reason, core.max_wait))
+            await call(core.on_wait, Waiting(self.session_id, leave, core.max_wait))
         pause = refusal.retry_after if refusal is not None else None
         if self.give_up_at is not None and now + (pause or 0.0) < self.give_up_at:
             try:
@@ -1027,6 +1057,8 @@ class _Question:
                 conversation_id=stream.conversation_id,
                 at=_utc_now(),
             )
+        if self.core.log is not None:
+            self.core.log.end(self.session_id)
         if self.core.keeper is not None:
             self.core.keeper.end(self.session)
         self.gate.leave(stream)

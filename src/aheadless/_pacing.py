@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aheadless._options import RateLimit
+    from aheadless._session import SharedPace, Slot, WaitReason
 
-__all__ = ["Pacer", "PacingState", "Pass", "Waiting", "pacer_for"]
+__all__ = ["Pacer", "Pacing", "PacingState", "Pass", "Waiting", "pacer_for"]
 
 # Probes that are refused do not count at the server (protocol.md §2), so asking now and then costs nothing but the
 # asking. The usual window is 60 s: some ten probes.
@@ -60,7 +61,7 @@ class Waiting:
     """A turn has to wait before it is sent."""
 
     session_id: str
-    reason: Literal["rate_limit", "cool_down"]
+    reason: WaitReason
     """Its own limit, or the server's 429."""
     longest: float
     """After so many seconds it gives up with a RateLimitError."""
@@ -71,6 +72,11 @@ class Pass:
     """The leave to send one request; to be given back by :meth:`Pacer.leave`."""
 
     round: int
+    slot: Slot | None = None
+    """The leave of the pace that several processes share."""
+    answer: Literal["accepted", "refused"] | None = None
+    """What the server's rate limit said."""
+    retry_after: float | None = None
 
 
 @attrs.define(eq=False)
@@ -221,3 +227,55 @@ _pacers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Pacer]] = WeakKe
 def pacer_for(origin: str) -> Pacer:
     """Return the pacer that all clients on this event loop share for an origin."""
     return _pacers.setdefault(asyncio.get_running_loop(), {}).setdefault(origin, Pacer())
+
+
+class Pacing:
+    """The pace of a client: that of its process, and behind it the one that several processes share, if they do."""
+
+    def __init__(self, origin: str, shared: SharedPace | None) -> None:
+        self._pacer = pacer_for(origin)
+        self._origin = origin
+        self._shared = shared
+
+    async def try_enter(self, limit: RateLimit | None) -> Pass | WaitReason:
+        """Return the leave to send if there is one now, or why there is none. Raises StoreError."""
+        if self._pacer.must_wait(limit):
+            return "rate_limit" if self._pacer.state().state == "open" else "cool_down"
+        return await self._enter_shared(await self._pacer.enter(limit), limit, wait=False)
+
+    async def enter(self, limit: RateLimit | None, *, again: bool) -> Pass:
+        """Return the leave to send, when there is one; errors and cancellation as for :meth:`Pacer.enter`."""
+        leave = await self._enter_shared(await self._pacer.enter(limit, again=again), limit, wait=True)
+        assert isinstance(leave, Pass)  # noqa: S101 - it was waited for
+        return leave
+
+    async def _enter_shared(self, leave: Pass, limit: RateLimit | None, *, wait: bool) -> Pass | WaitReason:
+        if self._shared is None:
+            return leave
+        entered = False
+        try:
+            slot = await self._shared.enter(self._origin, limit, wait=wait)
+            if isinstance(slot, str):
+                return slot
+            leave.slot = slot
+            entered = True
+            return leave
+        finally:
+            if not entered:
+                self._pacer.leave(leave, counted=False)
+
+    def leave(self, leave: Pass, *, counted: bool) -> None:
+        """Give a leave back, as :meth:`Pacer.leave`."""
+        self._pacer.leave(leave, counted=counted)
+        if self._shared is not None and leave.slot is not None:
+            self._shared.leave(leave.slot, counted=counted, answer=leave.answer, retry_after=leave.retry_after)
+
+    def accepted(self, leave: Pass) -> None:
+        """Take note that the server let a request through its rate limit."""
+        self._pacer.accepted(leave)
+        leave.answer = "accepted"
+
+    def refused(self, leave: Pass, retry_after: float | None) -> None:
+        """Take note of a 429, as :meth:`Pacer.refused`."""
+        self._pacer.refused(leave, retry_after)
+        leave.answer, leave.retry_after = "refused", retry_after

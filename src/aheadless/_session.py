@@ -6,7 +6,7 @@ No I/O, no clock.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
+    from aheadless._options import RateLimit
+    from aheadless.protocol.events import Event
+
 __all__ = [
     "Baseline",
+    "EventLog",
+    "Following",
+    "HasEvents",
+    "HasPace",
     "Lease",
     "Message",
     "MessageStatus",
@@ -28,13 +35,18 @@ __all__ = [
     "SessionManager",
     "SessionRecord",
     "SessionStore",
+    "SharedPace",
+    "Slot",
     "Timings",
+    "WaitReason",
 ]
 
 Role: TypeAlias = Literal["user", "assistant"]
 MessageStatus: TypeAlias = Literal["pending", "complete", "interrupted", "cancelled", "failed", "unknown"]
 
 _NOT_THERE: Final = frozenset([Delivery.NOT_SENT, Delivery.REJECTED])
+WaitReason: TypeAlias = Literal["rate_limit", "cool_down"]
+"""Why a turn has to wait before it is sent: its own limit, or the server's 429."""
 
 # A busy bot's users of a day; an idle session without messages is a few hundred bytes.
 MAX_SESSIONS: Final = 10_000
@@ -205,6 +217,97 @@ class SessionStore(Protocol):
 
     async def aclose(self) -> None:
         """Close files and connections; may be called again."""
+        ...
+
+
+class Following(Protocol):
+    """The events of a turn that another process may drive: an async iterator, for one reader.
+
+    It ends after `Done`. Raises ReplyFailedError after `Failure`, StreamInterruptedError when the turn ended otherwise,
+    when its process died, or when events are no longer kept; and StoreError.
+    """
+
+    @property
+    def event_id(self) -> str | None:
+        """The id of the event that was given last, to go on after it; before the first, what was begun with."""
+        ...
+
+    def __aiter__(self) -> Following:
+        """Return itself."""
+        ...
+
+    async def __anext__(self) -> Event:
+        """Return the next event. If cancelled, none is lost."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop following; the turn goes on."""
+        ...
+
+
+class EventLog(Protocol):
+    """Where the events of live turns are kept for a while. All but :meth:`follow` wait for nothing and never fail."""
+
+    def begin(self, session_id: str) -> None:
+        """Take note that a turn begins, by the process that has the session's lease."""
+        ...
+
+    def append(self, session_id: str, event: Event) -> None:
+        """Add an event of the live turn."""
+        ...
+
+    def end(self, session_id: str) -> None:
+        """Take note that the turn is over; without `Done` or `Failure` it ended early."""
+        ...
+
+    def follow(self, session_id: str, after: str | None) -> Following:
+        """Return the events after the one with this id, or those of the live turn, or of the next one."""
+        ...
+
+
+@runtime_checkable
+class HasEvents(Protocol):
+    """A store that can keep the events of live turns."""
+
+    @property
+    def events(self) -> EventLog | None:
+        """Where; None if it does not."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class Slot:
+    """The leave to send one request to an origin, from the processes that share a pace."""
+
+    origin: str
+    name: str
+
+
+class SharedPace(Protocol):
+    """A rate limit and a cool-down that hold over all processes which send from one address."""
+
+    async def enter(self, origin: str, limit: RateLimit | None, *, wait: bool) -> Slot | WaitReason | None:
+        """Return the leave to send when there is room, or, if not `wait`, why there is none now.
+
+        None when nobody knows, as the store cannot be reached, and that is not to hinder anyone; otherwise raises
+        StoreError with verdict NOT_SENT. If cancelled, the place is given up.
+        """
+        ...
+
+    def leave(
+        self, slot: Slot, *, counted: bool, answer: Literal["accepted", "refused"] | None, retry_after: float | None
+    ) -> None:
+        """Give a leave back, with what the server's rate limit said; waits for nothing and never fails."""
+        ...
+
+
+@runtime_checkable
+class HasPace(Protocol):
+    """A store that can share a pace."""
+
+    @property
+    def pace(self) -> SharedPace | None:
+        """The pace; None if it does not."""
         ...
 
 

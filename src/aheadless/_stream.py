@@ -128,6 +128,10 @@ class Wiring(Protocol):
     @property
     def idle_timeout(self) -> float | None: ...
 
+    @property
+    def log(self) -> Callable[[Event], None] | None:
+        """Who is to have each event in the moment in which it is read, for readers in other processes; or None."""
+
     async def enter(self, stream: ReplyStream) -> None:
         """Wait for the session."""
 
@@ -169,6 +173,7 @@ class ReplyStream:
     def __init__(self, wiring: Wiring, callbacks: Callbacks) -> None:
         self._wiring = wiring
         self._callbacks = callbacks
+        self._log = wiring.log
         self._turn = Turn()
         self._source: Source | None = None
         self._scope: asyncio.Timeout | None = None  # around the opening, to end it from outside
@@ -316,6 +321,8 @@ class ReplyStream:
             if not await self._complete(exc):
                 return None
             event = await self._next_event()  # one of those that were read back
+        if self._log is not None:
+            self._log(event)
         if type(event) is Done:
             self._end(self._make_reply(event))
         elif type(event) is Failure:

@@ -66,10 +66,14 @@ async def server(engine: Engine) -> AsyncIterator[RunningServer]:
         yield server
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """The store that all processes open, as `open_store` takes it."""
-    return {"kind": request.param, "path": str(tmp_path / "sessions.db"), "lease_seconds": LEASE_SECONDS}
+    if request.param == "redis":
+        place = {"url": request.getfixturevalue("redis_server").url}
+    else:
+        place = {"path": str(tmp_path / "sessions.db")}
+    return {"kind": request.param, "lease_seconds": LEASE_SECONDS, **place}
 
 
 class Process:

@@ -25,7 +25,7 @@ import attrs
 
 from aheadless import ChatClient, StoreError
 from aheadless._session import SessionStore
-from aheadless.stores import SQLiteStore
+from aheadless.stores import RedisStore, SQLiteStore
 
 
 @attrs.frozen
@@ -49,6 +49,8 @@ def open_store(store: dict[str, Any]) -> SessionStore:
     match kind := options.pop("kind"):
         case "sqlite":
             return SQLiteStore(**options)
+        case "redis":
+            return RedisStore(**options)
         case _:
             raise ValueError(f"there is no store of the kind {kind}")
 
