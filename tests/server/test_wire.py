@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from aheadless import Message, RateLimit
-from aheadless.server import ScriptedEngine, body
+from aheadless.protocol.codec import ChatRequest, parse_request
+from aheadless.server import ScriptedEngine, api, app, body
 from aheadless.server.answers import SECURITY_HEADERS, STRICT_TRANSPORT, error_page
 from tests.server.conftest import Serve
 from tests.server.wire import GOOD, Answer, ask, connect, post, request
@@ -95,6 +96,25 @@ async def test_idle_connection_is_closed(serve: Serve, monkeypatch: pytest.Monke
         assert await connection.reader.read() == b""
 
 
+async def test_a_flood_of_connections(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit they are closed at once; those before it go on, and one that ends makes room."""
+    monkeypatch.setattr(app, "SPARE_CONNECTIONS", 0)
+    server = await serve(max_replies=1)
+
+    async with connect(server.url) as first:
+        async with connect(server.url) as second, connect(server.url) as third:
+            assert await second.is_open()
+            assert not await third.is_open()
+            assert await first.is_open()
+        while not await is_accepted(server.url):
+            pass  # the server has not noticed yet that they have gone
+
+
+async def is_accepted(url: str) -> bool:
+    async with connect(url) as connection:
+        return await connection.is_open()
+
+
 async def test_stream_for_http_1_0(serve: Serve) -> None:
     """Many proxies speak it: no chunks, and the end of the connection is the end of the stream."""
     server = await serve()
@@ -149,6 +169,43 @@ async def test_upload_without_a_bound(serve: Serve, monkeypatch: pytest.MonkeyPa
         assert (await connection.ask(long)).status == 413
     async with connect(server.url) as connection:
         assert (await connection.ask(long.replace(b"application/json", b"text/plain"))).status == 400
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_a_flood_of_large_uploads(serve: Serve, monkeypatch: pytest.MonkeyPatch, coding: str) -> None:
+    """Beyond the room for them they are refused, messages are not; what an upload held is free when it has ended."""
+    monkeypatch.setattr(body.Room.__init__, "__defaults__", (100_000,))
+    server = await serve()
+    large = GOOD.replace(b"{", b'{"x":"%b",' % (b"y" * 80_000))
+    large = gzip.compress(large) if coding == "gzip" else large
+    asked = post("/v1/chat", large, f"Content-Encoding: {coding}")
+
+    async with connect(server.url) as slow, connect(server.url) as other:
+        slow.writer.write(chunked(b'{"x":"' + b"y" * 90_000))
+        while (refused := await other.ask(asked)).status == 200:
+            pass  # the slow one's bytes are not there yet
+        assert await other.is_open()
+        assert (await ask(server.url, post())).status == 200
+        assert (await slow.ask(b'2\r\n"}\r\n0\r\n\r\n')).status == 400
+        accepted = await other.ask(asked)
+
+    assert (refused.status, refused.body) == (503, error_page(503).body)
+    assert accepted.status == 200
+
+
+async def test_what_is_kept_of_a_request(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two fields: others, of which 2 MiB become much more in memory, are gone before the reply is written."""
+    payloads: list[object] = []
+
+    def parse(payload: object) -> ChatRequest:
+        payloads.append(payload)
+        return parse_request(payload)
+
+    monkeypatch.setattr(api, "parse_request", parse)
+    server = await serve()
+
+    assert (await ask(server.url, post(body=GOOD.replace(b"{", b'{"x":[[],[]],')))).status == 200
+    assert payloads == [{"sessionId": "s", "message": "Hi"}]
 
 
 async def test_broken_chunks(serve: Serve) -> None:

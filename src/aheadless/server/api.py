@@ -26,7 +26,7 @@ from aheadless.server.answers import (
     json_answer,
     json_bytes,
 )
-from aheadless.server.body import discard_body, read_body
+from aheadless.server.body import Room, discard_body, read_body
 from aheadless.server.checks import forwarded_address, has_key
 from aheadless.server.limiter import WindowLimiter
 from aheadless.server.openapi import openapi_document
@@ -78,6 +78,7 @@ class API:
         self._limiter = None if settings.rate_limit is None else WindowLimiter(settings.rate_limit)
         self._storage: Storage
         self._replies: Replies
+        self._room = Room()
         self.busy: set[web.RequestHandler] = set()
         """The connections on which a request is being answered that was read whole."""
         self._routes: dict[tuple[str, str], Handler] = {
@@ -137,7 +138,7 @@ class API:
         if request.method == hdrs.METH_OPTIONS:
             await discard_body(request)
             return web.Response(status=204, headers=CORS_ANSWER)
-        payload = await read_body(request, inflated=self._inflated)
+        payload = await read_body(request, inflated=self._inflated, room=self._room)
         self.busy.add(request.protocol)
         return await self._handler(request)(request, payload)
 

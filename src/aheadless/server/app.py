@@ -31,6 +31,10 @@ LAST_WORDS = 1.0  # seconds
 # Connections that wait to be accepted; aiohttp's own number.
 BACKLOG = 128
 
+# Two connections for each reply, one on which it is read and one that idles, and some for all else. Without a limit a
+# flood of them, each with its buffers, could fill the memory, although one that idles is closed after 6 s.
+SPARE_CONNECTIONS = 100
+
 
 def create_app(settings: ServerSettings) -> web.Application:
     """Return the API as an aiohttp application, to be run by aiohttp's own means; for anything else see `run_server`.
@@ -99,7 +103,8 @@ async def run_server(settings: ServerSettings) -> AsyncGenerator[RunningServer, 
     app.on_shutdown.insert(0, close_idle_connections)
     try:
         await runner.setup()
-        connect = partial(Connection, cast("web.Server", runner.server), api.add_headers)
+        limit = 2 * settings.max_replies + SPARE_CONNECTIONS
+        connect = partial(Connection, cast("web.Server", runner.server), api.add_headers, limit=limit)
         loop = asyncio.get_running_loop()
         listening = await loop.create_server(connect, settings.host, settings.port, backlog=BACKLOG)
         try:

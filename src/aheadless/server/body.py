@@ -6,18 +6,19 @@ import asyncio
 import json
 import re
 import zlib
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
 
 from aiohttp.web import RequestPayloadError
 
 from aheadless.server.answers import Refusal, error_page
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable, Generator
 
     from aiohttp import web
 
-__all__ = ["MAX_BODY", "Inflater", "discard_body", "parse_body", "read_body"]
+__all__ = ["MAX_BODY", "Inflater", "Room", "discard_body", "parse_body", "read_body"]
 
 T = TypeVar("T")
 
@@ -26,21 +27,57 @@ MAX_BODY: Final = 2_097_152  # bytes, protocol.md §1
 # A body that is refused is still taken in, so that the connection stays usable; but not without an end.
 MAX_DRAIN: Final = 64 * 1024 * 1024
 
+# A message takes 24 KB however it is escaped. What is longer, up to MAX_BODY, is kept only while all such bodies
+# together fit in here: a flood of large uploads costs no more, and holds up no message.
+SMALL_BODY: Final = 64 * 1024
+MAX_LARGE_BODIES: Final = 128 * 1024 * 1024
+
 # Node's own limit for a whole request; without one, a client that trickles holds its connection for ever.
 UPLOAD_TIMEOUT: Final = 300.0  # seconds
 
 _CHARSETS: Final = frozenset({"utf-8", "utf-16", "utf-16le", "utf-16be"})
 _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_FIELDS: Final = frozenset({"sessionId", "message"})
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
-async def read_body(request: web.Request, *, inflated: bool) -> object:
-    """Return the parsed body; {} when there is none or it is no JSON. Raises Refusal: 400, 408, 413 or 415.
+class Room:
+    """The memory for the large ones among the bodies that are being read."""
+
+    def __init__(self, size: int = MAX_LARGE_BODIES) -> None:
+        self._free = size
+
+    @contextmanager
+    def share(self) -> Generator[Callable[[int], bool]]:
+        """Give a function that says whether a body may grow to a size; what it was given is free after the block."""
+        held = 0
+
+        def may_hold(size: int) -> bool:
+            nonlocal held
+            if size <= max(SMALL_BODY, held):
+                return True
+            if size - held > self._free:
+                return False
+            self._free -= size - held
+            held = size
+            return True
+
+        try:
+            yield may_hold
+        finally:
+            self._free += held
+
+
+async def read_body(request: web.Request, *, inflated: bool, room: Room) -> object:
+    """Return the parsed body; {} when there is none or it is no JSON. Raises Refusal: 400, 408, 413, 415 or 503.
 
     `inflated` says that aiohttp has undone the content coding already. A refused body of a sane size was read to its
-    end, so the connection stays usable.
+    end, so the connection stays usable. Of an object only what a request can hold is there.
     """
-    return await _bounded(_read_body(request, inflated=inflated)) if request.can_read_body else {}
+    if not request.can_read_body:
+        return {}
+    with room.share() as may_hold:
+        return await _bounded(_read_body(request, inflated=inflated, may_hold=may_hold))
 
 
 async def discard_body(request: web.Request) -> None:
@@ -59,7 +96,7 @@ async def _bounded(reading: Awaitable[T]) -> T:
         raise Refusal(error_page(400)) from None
 
 
-async def _read_body(request: web.Request, *, inflated: bool) -> object:
+async def _read_body(request: web.Request, *, inflated: bool, may_hold: Callable[[int], bool]) -> object:
     if request.content_type != "application/json":
         await _drain(request)
         return {}
@@ -68,11 +105,16 @@ async def _read_body(request: web.Request, *, inflated: bool) -> object:
     if charset not in _CHARSETS or coding not in {"identity", *_WINDOW_BITS}:
         await _drain(request)
         raise Refusal(error_page(415))
-    data = await _read(request, None if inflated or coding == "identity" else Inflater(coding, MAX_BODY))
+    decoder = _Plain() if inflated or coding == "identity" else Inflater(coding, MAX_BODY)
+    data = await _read(request, decoder, may_hold)
     try:
-        return parse_body(data, charset)
+        payload = parse_body(data, charset)
     except (ValueError, RecursionError):
         raise Refusal(error_page(400)) from None
+    if isinstance(payload, dict):
+        # 2 MiB of other fields are 50 MB of objects, which would stay for as long as the reply is written.
+        return {name: value for name, value in cast("dict[str, object]", payload).items() if name in _FIELDS}
+    return payload
 
 
 def parse_body(data: bytes, charset: str = "utf-8") -> object:
@@ -135,31 +177,51 @@ class Inflater:
             raise ValueError("the compressed data is cut")
 
 
-async def _read(request: web.Request, inflater: Inflater | None) -> bytes:
-    """Return the body, inflated. Raises Refusal, after all was read: 413 if it is too long, 400 if it is broken."""
-    received, size, broken = bytearray(), 0, False
+class _Plain:
+    """Stands for an Inflater where nothing is compressed."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def receive_data(self, chunk: bytes) -> None:
+        self.data += chunk
+
+    def receive_eof(self) -> None:
+        pass
+
+
+async def _read(request: web.Request, decoder: Inflater | _Plain, may_hold: Callable[[int], bool]) -> bytes:
+    """Return the body, inflated.
+
+    Raises Refusal, after all was read: 413 if it is too long, 400 if it is broken, 503 if there is no room for it.
+    """
+    size, refused = 0, 0
     while size <= MAX_DRAIN and (chunk := await request.content.readany()):
         size += len(chunk)
-        if size > MAX_BODY or broken:
-            continue
-        if inflater is None:
-            received += chunk
-            continue
-        try:
-            inflater.receive_data(chunk)
-        except ValueError:
-            broken = True
-    if size > MAX_BODY or (inflater is not None and len(inflater.data) > MAX_BODY):
-        raise Refusal(error_page(413))
-    if inflater is None:
-        return bytes(received)
+        if size > MAX_BODY:
+            refused = 413
+        elif not refused:
+            try:
+                decoder.receive_data(chunk)
+            except ValueError:
+                refused = 400
+            if not may_hold(len(decoder.data)):
+                refused = 503
+        if refused:
+            decoder.data.clear()
+    if refused:
+        raise Refusal(error_page(refused))
+    return _decoded(decoder)
+
+
+def _decoded(decoder: Inflater | _Plain) -> bytes:
     try:
-        inflater.receive_eof()
+        decoder.receive_eof()
     except ValueError:
-        broken = True
-    if broken:
-        raise Refusal(error_page(400))
-    return bytes(inflater.data)
+        raise Refusal(error_page(400)) from None
+    if len(decoder.data) > MAX_BODY:
+        raise Refusal(error_page(413))
+    return bytes(decoder.data)
 
 
 async def _drain(request: web.Request) -> None:

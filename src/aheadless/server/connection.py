@@ -42,9 +42,11 @@ class ServerLog(logging.LoggerAdapter[logging.Logger]):
 class Connection(web.RequestHandler):
     """A connection that refuses what is no HTTP as any other bad request; aiohttp's own answer would quote it."""
 
-    __slots__ = ("_add_headers",)
+    __slots__ = ("_add_headers", "_limit", "_server")
 
-    def __init__(self, manager: web.Server, add_headers: Callable[[web.BaseRequest, web.StreamResponse], None]) -> None:
+    def __init__(
+        self, manager: web.Server, add_headers: Callable[[web.BaseRequest, web.StreamResponse], None], *, limit: int
+    ) -> None:
         # A client may reuse a connection up to the announced 5 s; the sixth second spares it a race (protocol.md §3.9).
         # We inflate bodies ourselves: aiohttp refuses a coding it does not know before we could answer, and makes all
         # of what a bomb holds. We also read them to their end ourselves: aiohttp's own lingering goes on, for 10 s,
@@ -59,6 +61,14 @@ class Connection(web.RequestHandler):
             lingering_time=0,
         )
         self._add_headers = add_headers
+        self._server = manager
+        self._limit = limit
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; a connection beyond the limit is closed at once."""
+        super().connection_made(transport)
+        if len(self._server.connections) > self._limit:
+            self.force_close()
 
     def handle_error(
         self,
