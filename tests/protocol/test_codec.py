@@ -213,8 +213,8 @@ def test_server_reads_leniently() -> None:
 @pytest.mark.parametrize(
     ("payload", "field"),
     [
-        ([], "body"),
-        (None, "body"),
+        ([], "the body is not a JSON object$"),
+        (None, "the body is not a JSON object$"),
         ({}, "sessionId"),
         ({"sessionId": "s"}, "message"),
         ({"sessionId": 5, "message": "m"}, "sessionId"),
@@ -223,7 +223,7 @@ def test_server_reads_leniently() -> None:
 )
 def test_wrong_requests(payload: object, field: str) -> None:
     """The error names the field."""
-    with pytest.raises(InvalidRequestError, match=f"^(the )?{field} "):
+    with pytest.raises(InvalidRequestError, match=f"^{field}"):
         parse_request(payload)
 
 
