@@ -29,6 +29,13 @@ settings.register_profile(
 settings.load_profile("all")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what talks over sockets, so that it can be left out where many runs have to be quick."""
+    for item in items:
+        if not {"make_client", "scripted", "serve"}.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("sockets")
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the person who runs the tests gets in."""
