@@ -1,6 +1,8 @@
 """The asyncio client for Headless chat APIs."""
 
-from aheadless._client import Chat, ChatClient, Health, PendingTurn, Recovery
+from aheadless._chat import Chat, PendingTurn
+from aheadless._client import ChatClient, Health
+from aheadless._core import Recovery
 from aheadless._options import OnBusy, RateLimit, Secret, Timeouts
 from aheadless._pacing import PacingState, Waiting
 from aheadless._retry import Retry, Retrying

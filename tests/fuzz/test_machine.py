@@ -21,8 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aheadless import AheadlessError, ChatClient, Delivery, Message, Reply, ReplyStream, Retry, Timeouts, Token
-from aheadless._client import Chat
+from aheadless import AheadlessError, Chat, ChatClient, Delivery, Message, Reply, ReplyStream, Retry, Timeouts, Token
 from tests.fuzz.truthful import AGAIN, PLANS, TEXT, Plan, Told, TruthfulServer
 from tests.support import KEY
 
