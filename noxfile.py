@@ -72,7 +72,7 @@ def tests(session: nox.Session) -> None:
     install(session, "test")
     session.env["COVERAGE_FILE"] = str(Path(session.create_tmp(), ".coverage").resolve())
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *(session.posargs or ["--numprocesses=auto"]))
     if session.posargs:
         return  # some tests cover some of the code
     session.run("coverage", "combine", "--quiet")

@@ -203,7 +203,8 @@ def check(samples: list[Sample], *, megabytes: float) -> None:
     assert {sample.tasks for sample in flat} == {flat[0].tasks}
     assert {sample.sockets for sample in flat} == {flat[0].sockets}
     assert max(sample.responses for sample in flat) <= 1  # of the connection that is kept
-    assert flat[-1].objects - flat[0].objects < 500
+    # asyncio keeps up to a hundred timers that were cancelled, each in its debug mode with a dozen objects of its origin.
+    assert flat[-1].objects - flat[0].objects < 2000
     assert flat[-1].megabytes - flat[0].megabytes < megabytes
 
 
@@ -219,7 +220,7 @@ async def test_nothing_is_left() -> None:
 @pytest.mark.parametrize("name", ["tasks", "sockets", "objects", "megabytes"])
 def test_the_check_sees_a_leak(name: str) -> None:
     """Of each kind: a slow growth is found."""
-    steady = [Sample(number, 0, 3, 10, 1, 1000, 50.0) for number in range(SAMPLES)]
+    steady = [Sample(number, 0, 3, 10, 1, 10_000, 50.0) for number in range(SAMPLES)]
     growing = [attrs.evolve(item, **{name: getattr(item, name) * (1 + 0.1 * item.turns)}) for item in steady]
 
     check(steady, megabytes=8)

@@ -7,7 +7,8 @@ from aheadless._options import OnBusy, RateLimit, Secret, Timeouts
 from aheadless._pacing import PacingState, Waiting
 from aheadless._retry import Retry, Retrying
 from aheadless._session import Following, Message, MessageStatus, Reply, Role, Session, SessionManager, Timings
-from aheadless._stream import Overflow, ReplyStream, Subscription
+from aheadless._stream import ReplyStream
+from aheadless._subscription import Overflow, Subscription
 from aheadless._version import __version__
 from aheadless.exceptions import (
     AheadlessError,

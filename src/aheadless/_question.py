@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from aheadless._gate import Gate
     from aheadless._http import Key
     from aheadless._readback import Found
-    from aheadless._stream import Outcome, Source
+    from aheadless._stream import Source
+    from aheadless._subscription import Outcome
     from aheadless.protocol.events import Event
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
 
 from aheadless._session import Reply, Timings
+from aheadless._subscription import Mailbox, Outcome, Overflow, Subscription, call_on
 from aheadless.exceptions import (
     AheadlessError,
     ConfigurationError,
@@ -38,11 +38,8 @@ __all__ = [
     "OnError",
     "OnStart",
     "OnToken",
-    "Outcome",
-    "Overflow",
     "ReplyStream",
     "Source",
-    "Subscription",
     "TextCursor",
     "Wiring",
     "call",
@@ -54,12 +51,6 @@ OnStart: TypeAlias = "Callable[[Start], Awaitable[object] | None]"
 OnToken: TypeAlias = "Callable[[str], Awaitable[object] | None]"
 OnDone: TypeAlias = "Callable[[Reply], Awaitable[object] | None]"
 OnError: TypeAlias = "Callable[[AheadlessError], Awaitable[object] | None]"
-
-Outcome: TypeAlias = Reply | AheadlessError
-"""How a turn ended: with a reply or with what kept it from one."""
-
-Overflow: TypeAlias = Literal["block", "drop_oldest", "raise"]
-"""What happens when a subscription is full: the stream waits, the oldest event goes, the subscription ends."""
 
 
 @attrs.frozen
@@ -190,7 +181,7 @@ class ReplyStream:
         self._first_token_at: float | None = None
         self._held = 0.0  # seconds for which the reader, before the first token, did not wait for it
         self._given_at: float | None = None
-        self._mailboxes: tuple[_Mailbox, ...] = ()
+        self._mailboxes: tuple[Mailbox, ...] = ()
 
     def __repr__(self) -> str:
         return f"<ReplyStream {self.session_id} {self.state.value}, {len(self.snapshot)} characters>"
@@ -502,7 +493,7 @@ class ReplyStream:
     def abandon(self) -> None:
         """End the turn because its loop was left; from a finaliser, so on whatever thread and even without a loop."""
         if self._outcome is None and not self._owned and self._loop is not None:
-            _call_on(self._loop, self.stop)
+            call_on(self._loop, self.stop)
 
     def _end(self, outcome: Outcome) -> None:
         if self._outcome is not None:
@@ -533,7 +524,7 @@ class ReplyStream:
         subscription with a UsageError. It ends with the stream, and raises what the stream's reader gets. What came
         before is in :attr:`snapshot`. Dropping it, as by leaving a loop over it, ends it.
         """
-        mailbox = _Mailbox(maxsize, overflow, self._unsubscribe)
+        mailbox = Mailbox(maxsize, overflow, self._unsubscribe)
         if self._outcome is not None:
             mailbox.end(self._outcome)
         else:
@@ -544,7 +535,7 @@ class ReplyStream:
         for mailbox in self._mailboxes:
             mailbox.end(outcome)
 
-    def _unsubscribe(self, mailbox: _Mailbox) -> None:
+    def _unsubscribe(self, mailbox: Mailbox) -> None:
         self._mailboxes = tuple(other for other in self._mailboxes if other is not mailbox)
 
     # --- for _Reading and _Cursor -------------------------------------------------------------------------------------
@@ -651,122 +642,3 @@ class TextCursor(_Cursor[str]):
             if type(event) is Token:
                 return event.text
         raise StopAsyncIteration
-
-
-class _Mailbox:
-    """The events that one more reader has not read yet."""
-
-    def __init__(self, maxsize: int, overflow: Overflow, leave: Callable[[_Mailbox], None]) -> None:
-        if not isinstance(maxsize, int) or isinstance(maxsize, bool) or maxsize < 1:
-            raise ConfigurationError(f"maxsize must be a whole number from 1, not {maxsize!r}")
-        if overflow not in {"block", "drop_oldest", "raise"}:
-            raise ConfigurationError(f'overflow must be "block", "drop_oldest" or "raise", not {overflow!r}')
-        self._maxsize = maxsize
-        self._overflow = overflow
-        self._leave = leave
-        self._events: deque[Event] = deque()
-        self._readable = asyncio.Event()
-        self._writable = asyncio.Event()
-        self._outcome: Outcome | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def put(self, event: Event) -> None:
-        """Take an event from the stream; waits only when full and told to block."""
-        self._loop = asyncio.get_running_loop()
-        while len(self._events) >= self._maxsize and self._outcome is None:
-            if self._overflow == "drop_oldest":
-                self._events.popleft()
-            elif self._overflow == "raise":
-                self._leave(self)
-                self.end(UsageError(f"the reader of this subscription is more than {self._maxsize} events behind"))
-            else:
-                self._writable.clear()
-                await self._writable.wait()
-        if self._outcome is None:
-            self._events.append(event)
-            self._readable.set()
-
-    async def get(self) -> Event | None:
-        """Return the next event; None at the end. Raises what the stream's reader gets."""
-        while not self._events:
-            if self._outcome is not None:
-                if isinstance(self._outcome, Reply | StreamStoppedError):
-                    return None
-                raise self._outcome
-            self._readable.clear()
-            await self._readable.wait()
-        self._writable.set()
-        return self._events.popleft()
-
-    def end(self, outcome: Outcome) -> None:
-        """Take the end of the stream."""
-        if self._outcome is None:
-            self._outcome = outcome
-            self._readable.set()
-            self._writable.set()
-
-    def close(self) -> None:
-        """Take and hold no more events."""
-        self._leave(self)
-        self._events.clear()
-        self.end(StreamStoppedError("the subscription was closed"))
-
-    def abandon(self) -> None:
-        """Close because the reader is gone; from a finaliser, so on whatever thread and even without a loop."""
-        if self._outcome is None or self._events:
-            _call_on(self._loop, self.close)
-
-
-class Subscription:
-    """The events of a stream for one more reader: an async iterator that is closed when it goes away.
-
-    If a reader is cancelled, no event is lost: the next one to ask gets it. The stream goes on.
-    """
-
-    __slots__ = ("_mailbox", "_reading")
-
-    def __init__(self, mailbox: _Mailbox) -> None:
-        self._mailbox = mailbox
-        self._reading = False
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> Event:
-        if self._reading:
-            raise UsageError("another task reads this subscription; make one for each reader")
-        self._reading = True
-        try:
-            event = await self._mailbox.get()
-        finally:
-            self._reading = False
-        if event is None:
-            raise StopAsyncIteration
-        return event
-
-    async def aclose(self) -> None:
-        """Stop listening; the stream goes on."""
-        self._mailbox.close()
-
-    async def __aenter__(self) -> Subscription:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        self._mailbox.abandon()
-
-
-def _call_on(loop: asyncio.AbstractEventLoop | None, function: Callable[[], None]) -> None:
-    """Call a function of a loop's objects from wherever a finaliser runs; of a loop that is over, here."""
-    try:
-        here = asyncio.get_running_loop()
-    except RuntimeError:
-        here = None
-    if loop is None or here is loop or loop.is_closed():
-        function()
-    else:
-        loop.call_soon_threadsafe(function)
