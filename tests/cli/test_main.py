@@ -26,7 +26,6 @@ import signal, sys
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.raise_signal(signal.SIGINT)
 import aheadless
 sys.meta_path.insert(0, Interrupt())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
+from aheadless.cli import loading
 from aheadless.cli.output import ExitCode, one_line
 from aheadless.cli.process import complain, is_terminal
 from aheadless.exceptions import ConfigurationError, InvalidRequestError
@@ -198,7 +199,8 @@ def send(
     raw
         Let control characters of the answer through as they are.
     """
-    from aheadless.cli import commands  # noqa: PLC0415
+    with loading():
+        from aheadless.cli import commands  # noqa: PLC0415
 
     if json + ndjson + raw > 1:
         raise ConfigurationError("--json, --ndjson and --raw exclude each other")
@@ -230,7 +232,8 @@ def chat(*, session: str | None = None, connection: Connection = Connection()) -
     session
         The session id, to go on with a conversation.
     """
-    from aheadless.cli import commands  # noqa: PLC0415
+    with loading():
+        from aheadless.cli import commands  # noqa: PLC0415
 
     return commands.chat(connection.client, session)
 
@@ -238,7 +241,8 @@ def chat(*, session: str | None = None, connection: Connection = Connection()) -
 @app.command
 def health(*, connection: Connection = Connection()) -> int:
     """Ask the server whether it is well, and how long it takes to say so."""
-    from aheadless.cli import commands  # noqa: PLC0415
+    with loading():
+        from aheadless.cli import commands  # noqa: PLC0415
 
     return commands.health(connection.client)
 
@@ -299,7 +303,8 @@ def demo(*, once: bool = False) -> int:
     once
         Ask three questions, show the answers and end; so it does without a terminal, too.
     """
-    from aheadless.cli import commands  # noqa: PLC0415
+    with loading():
+        from aheadless.cli import commands  # noqa: PLC0415
 
     return commands.demo(once=once or not is_terminal(sys.stdin, sys.stdout))
 
@@ -359,7 +364,8 @@ def serve(
     production
         Add HSTS, tell less about refused requests.
     """
-    from aheadless.cli import commands  # noqa: PLC0415
+    with loading():
+        from aheadless.cli import commands  # noqa: PLC0415
     from aheadless.server.settings import ServerSettings, settings_from_env  # noqa: PLC0415
 
     given: dict[str, Any] = {
