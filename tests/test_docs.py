@@ -7,6 +7,8 @@ import asyncio
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -24,6 +26,7 @@ from aheadless.protocol.turn import NEXT
 from aheadless.server import ServerSettings, run_server
 from aheadless.server.settings import _VARIABLES
 from tests.stores.conftest import RedisServer
+from tests.stores.contract import StoreContract
 from tests.support import ADMIN_KEY, KEY
 from tests.test_readme import run
 
@@ -119,6 +122,25 @@ async def test_programs_of_a_page(page, names):
             waiting = eval(program, names)
             if program.co_flags & inspect.CO_COROUTINE:
                 await waiting
+
+
+def test_the_store_of_the_worked_example(tmp_path):
+    """It passes the tests that the page gives it, which are those of every store."""
+    [store, suite] = [code.lstrip() for _, code in code_blocks(ROOT / "CONTRIBUTING.md") if "SealedStore" in code]
+    tests = tmp_path / "test_sealed.py"
+    tests.write_text(f"{store}\n\n{suite}", "utf-8")
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, tests],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert ran.returncode == 0, ran.stdout
+    assert f"{sum(name.startswith('test_') for name in vars(StoreContract))} passed" in ran.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
