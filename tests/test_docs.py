@@ -7,6 +7,8 @@ import asyncio
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -23,6 +25,8 @@ from aheadless.cli.output import ExitCode
 from aheadless.protocol.turn import NEXT
 from aheadless.server import ServerSettings, run_server
 from aheadless.server.settings import _VARIABLES
+from tests.stores.conftest import RedisServer
+from tests.stores.contract import StoreContract
 from tests.support import ADMIN_KEY, KEY
 from tests.test_readme import run
 
@@ -81,8 +85,8 @@ WITH_PYTHON = [
 
 
 @pytest.fixture
-async def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, Any]]:
-    """What a page's programs find: a server that repeats what it is told, a client and a chat."""
+async def names(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, Any]]:
+    """What a page's programs find: a server that repeats what it is told, a client, a chat, and Redis if it is used."""
     monkeypatch.chdir(tmp_path)
     settings = ServerSettings(port=0, api_key=KEY, admin_key=ADMIN_KEY, engine="echo", rate_limit=None)
     async with AsyncExitStack() as stack:
@@ -90,6 +94,11 @@ async def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         client = ChatClient(server.url, api_key=KEY, admin_key=ADMIN_KEY)
         chat = client.chat("docs")
         names = {"__name__": "page", "server": server, "client": client, "chat": chat, "key": KEY, "asyncio": asyncio}
+        if any(language == "python" and "redis_url" in code for language, code in code_blocks(page)):
+            redis = RedisServer(tmp_path)
+            redis.start()
+            stack.callback(redis.kill)
+            names["redis_url"] = redis.url
         try:
             yield names
         finally:
@@ -113,6 +122,25 @@ async def test_programs_of_a_page(page, names):
             waiting = eval(program, names)
             if program.co_flags & inspect.CO_COROUTINE:
                 await waiting
+
+
+def test_the_store_of_the_worked_example(tmp_path):
+    """It passes the tests that the page gives it, which are those of every store."""
+    [store, suite] = [code.lstrip() for _, code in code_blocks(ROOT / "CONTRIBUTING.md") if "SealedStore" in code]
+    tests = tmp_path / "test_sealed.py"
+    tests.write_text(f"{store}\n\n{suite}", "utf-8")
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, tests],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert ran.returncode == 0, ran.stdout
+    assert f"{sum(name.startswith('test_') for name in vars(StoreContract))} passed" in ran.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -223,7 +251,9 @@ def test_commands_that_the_pages_show(page):
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["aheadless", "aheadless.admin", "aheadless.server", "aheadless.testing"])
+@pytest.mark.parametrize(
+    "module", ["aheadless", "aheadless.stores", "aheadless.admin", "aheadless.server", "aheadless.testing"]
+)
 def test_every_public_name(module):
     """The reference has each of them, once."""
     page = read("docs/reference/api.md")

@@ -11,15 +11,26 @@ from pathlib import Path
 import pytest
 
 from aheadless.server import RunningServer, ServerSettings, run_server
+from tests.support import ADMIN_KEY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 # A word of what each prints, in their order.
-PRINTED = ["aheadless", "messages so far", "saved ", "10 replies; ['user-0'", "it can be sent again"]
+PRINTED = [
+    "aheadless",
+    "messages so far",
+    "saved ",
+    "10 replies; ['user-0'",
+    "kept: 2 messages",
+    "it can be sent again",
+]
 
 
 async def run(program: str, server: RunningServer) -> tuple[int | None, str]:
+    keys = {"AHEADLESS_API_KEY": server.api_key.reveal()}
+    if server.admin_key is not None:
+        keys["AHEADLESS_ADMIN_KEY"] = server.admin_key.reveal()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-W",
@@ -28,16 +39,17 @@ async def run(program: str, server: RunningServer) -> tuple[int | None, str]:
         program,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "AHEADLESS_BASE_URL": server.url, "AHEADLESS_API_KEY": server.api_key.reveal()},
+        env={**os.environ, **keys, "AHEADLESS_BASE_URL": server.url},
     )
     out, _ = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode, out.decode()
 
 
 @pytest.mark.parametrize(("program", "printed"), [*zip(PROGRAMS, PRINTED, strict=True)])
-async def test_program(program: str, printed: str) -> None:
+async def test_program(program: str, printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each runs as it stands, against a server as `aheadless serve` runs it."""
-    async with run_server(ServerSettings(port=0)) as server:
+    monkeypatch.chdir(tmp_path)
+    async with run_server(ServerSettings(port=0, admin_key=ADMIN_KEY)) as server:
         code, out = await run(program, server)
 
     assert code == 0, out
