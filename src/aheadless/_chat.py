@@ -73,7 +73,7 @@ class Chat:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The messages of this conversation that went through this client, oldest first.
+        """The messages of this conversation that went through this client, or its store, oldest first.
 
         A question is there from the moment it is about to be sent, and a reply that broke off with what had come.
         """
@@ -115,7 +115,7 @@ class Chat:
         """Send a message and return the reply in one piece, by `POST /v1/chat`.
 
         The callbacks are those of a stream, but as there are no tokens `on_token` is not called. Errors as for a
-        stream. If cancelled, the connection is closed and the turn recorded as interrupted; the message may have been
+        stream. If cancelled, the connection is closed and the turn recorded as cancelled; the message may have been
         stored, and the server then writes its reply all the same.
         """
         return await self._ask(

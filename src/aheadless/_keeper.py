@@ -95,9 +95,7 @@ class Keeper:
         """Raise StoreError with verdict NOT_SENT if the lease may have run out: this process was paused."""
         held = self._held.get(session.session_id)
         if held is not None and self._now() >= held.valid_until:
-            raise StoreError(
-                "the session's lease ran out before the message was sent", lost=True, delivery=Delivery.NOT_SENT
-            )
+            raise StoreError("the session's lease ran out before the message was sent", delivery=Delivery.NOT_SENT)
 
     def end(self, session: Session) -> None:
         """Take note that the turn is settled; does not wait. Its state is brought back soon."""

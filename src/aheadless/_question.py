@@ -28,7 +28,6 @@ from aheadless._stream import ReplyStream, call
 from aheadless.exceptions import (
     AheadlessError,
     ClientClosedError,
-    ConnectError,
     ConnectionLostError,
     Delivery,
     ProtocolError,
@@ -359,12 +358,12 @@ def _status(outcome: Outcome) -> MessageStatus:
     match outcome:
         case Reply():
             return "complete"
-        case ReplyFailedError() | StatusError() | ConnectError() | StoreError():
-            return "failed"
         case StreamStoppedError() | ClientClosedError():
             return "interrupted"
         case AheadlessError(delivery=Delivery.UNKNOWN):
             return "unknown"
+        case ReplyFailedError() | StoreError():
+            return "failed"
         case AheadlessError(delivery=Delivery.NOT_SENT | Delivery.REJECTED):
             return "failed"
         case _:

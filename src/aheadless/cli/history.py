@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from aheadless import AheadlessError, AuthenticationError, ConfigurationError, Delivery, NotFoundError
@@ -14,7 +15,7 @@ from aheadless.cli.process import complain, is_terminal, write
 from aheadless.cli.terminal import run
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -74,8 +75,9 @@ def sessions(path: Path, *, as_json: bool) -> int:
     async def work() -> int:
         from aheadless.stores import SQLiteStore  # noqa: PLC0415 - loads sqlite3
 
-        async with SQLiteStore(path) as store:
-            records = [await store.load(session_id, limit=1) for session_id in reversed(await store.list())]
+        with _without_message():
+            async with SQLiteStore(path) as store:
+                records = [await store.load(session_id, limit=1) for session_id in reversed(await store.list())]
         known = [record for record in records if record is not None]
         if as_json:
             _write_json({"sessions": [_session_as_json(record) for record in known]})
@@ -95,19 +97,27 @@ def _with_admin(client: Callable[[], ChatClient], work: Callable[[AdminClient], 
     async def ask() -> int:
         async with client() as opened:
             try:
-                await work(opened.admin)
+                with _without_message():
+                    await work(opened.admin)
             except AuthenticationError:
                 complain("aheadless: the admin key is refused; set AHEADLESS_ADMIN_KEY to the server's")
                 return ExitCode.AUTHENTICATION
             except NotFoundError as exc:
                 complain(f"aheadless: {one_line(exc.detail)}; check the conversation's id, or the URL")
                 return ExitCode.REJECTED
-            except AheadlessError as exc:
-                exc.delivery = Delivery.NOT_SENT  # there was no message of which something could have become
-                raise
         return ExitCode.OK
 
     return run(ask())
+
+
+@contextmanager
+def _without_message() -> Generator[None]:
+    """Let no error say what has become of a message: there was none."""
+    try:
+        yield
+    except AheadlessError as exc:
+        exc.delivery = Delivery.NOT_SENT
+        raise
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aheadless._session import Lease, SessionChange, SessionRecord, SessionStore
 from aheadless.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from aheadless.stores.redis import RedisStore
     from aheadless.stores.sqlite import SQLiteStore
 
-__all__ = ["MemoryStore", "RedisStore", "SQLiteStore"]
+__all__ = [
+    "Lease",
+    "MemoryStore",
+    "RedisStore",
+    "SQLiteStore",
+    "SessionChange",
+    "SessionRecord",
+    "SessionStore",
+]
 
 
 def __getattr__(name: str) -> object:
