@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
-from weakref import WeakValueDictionary
 
 import attrs
 
@@ -52,7 +51,7 @@ from aheadless._session import (
     SharedPace,
     Timings,
 )
-from aheadless._stream import Callbacks, ReplyStream, call
+from aheadless._stream import NO_CALLBACKS, Callbacks, ReplyStream, call
 from aheadless.exceptions import (
     AheadlessError,
     ClientClosedError,
@@ -316,7 +315,6 @@ class ChatClient:
             on_retry=_checked_callback(on_retry, "on_retry"),
             on_wait=_checked_callback(on_wait, "on_wait"),
         )
-        self._chats: WeakValueDictionary[str, Chat] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         state = "closed" if self._core.closed else f"{len(self._core.live)} live turns"
@@ -369,12 +367,11 @@ class ChatClient:
         1 to 128 of `A-Z a-z 0-9 . _ : -`.
         """
         self._core.check_open()
-        chat = self._chats.get(validate_session_id(session_id))
-        if chat is None:
-            sessions = self._core.sessions
-            chat = Chat(self._core, sessions.known(session_id) or sessions.new(session_id))
-            self._chats[session_id] = chat
-        self._core.touch(chat._session)  # noqa: SLF001 - Chat is the other half of this module
+        sessions = self._core.sessions
+        session = sessions.known(validate_session_id(session_id)) or sessions.new(session_id)
+        chat = session.handle if isinstance(session.handle, Chat) else Chat(self._core, session)
+        self._core.touch(session)
+        # Chat is the other half of this module.
         chat._configure(on_busy, Callbacks.of(on_start, on_token, on_done, on_error))  # noqa: SLF001
         return chat
 
@@ -425,14 +422,17 @@ class ChatClient:
 class Chat:
     """One conversation: made by :meth:`ChatClient.chat`, the same object for the same id."""
 
+    # There may be a hundred thousand.
+    __slots__ = ("__weakref__", "_core", "_gate", "_given", "_on_busy", "_registered", "_session")
+
     def __init__(self, core: _Core, session: Session) -> None:
         self._core = core
         self._session = session
         session.handle = self
         self._gate = Gate()
         self._on_busy: OnBusy | None = None
-        self._given = Callbacks()  # with client.chat(...): replaced by the next call
-        self._registered = Callbacks()  # by decorators: they stay
+        self._given = NO_CALLBACKS  # with client.chat(...): replaced by the next call
+        self._registered = NO_CALLBACKS  # by decorators: they stay
 
     def __repr__(self) -> str:
         return f"<Chat {self.session_id}, {len(self._session.messages)} messages{', busy' * self.busy}>"
@@ -574,7 +574,7 @@ class Chat:
     def _configure(self, on_busy: OnBusy | None, callbacks: Callbacks) -> None:
         if on_busy is not None:
             self._on_busy = parse_on_busy(on_busy)
-        if callbacks != Callbacks():
+        if callbacks is not NO_CALLBACKS:
             self._given = callbacks
 
     def _ask(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from aheadless.exceptions import Phase
 
 __all__ = [
+    "NO_CALLBACKS",
     "Callbacks",
     "EventCursor",
     "OnDone",
@@ -80,6 +81,8 @@ class Callbacks:
         on_error: OnError | None = None,
     ) -> Callbacks:
         """Return those that are given; ConfigurationError for what cannot be called."""
+        if on_start is on_token is on_done is on_error is None:
+            return NO_CALLBACKS
         for callback in (on_start, on_token, on_done, on_error):
             if callback is not None and not callable(callback):
                 raise ConfigurationError(f"a callback must be a function, not {type(callback).__name__}")
@@ -97,6 +100,10 @@ class Callbacks:
             self.on_done + other.on_done,
             self.on_error + other.on_error,
         )
+
+
+NO_CALLBACKS: Final = Callbacks()
+"""One for all: most sessions have none of their own."""
 
 
 async def call(callbacks: tuple[Callable[[T], Awaitable[object] | None], ...], value: T) -> None:
