@@ -81,7 +81,7 @@ class Callbacks:
         on_error: OnError | None = None,
     ) -> Callbacks:
         """Return those that are given; ConfigurationError for what cannot be called."""
-        if on_start is on_token is on_done is on_error is None:
+        if all(callback is None for callback in (on_start, on_token, on_done, on_error)):
             return NO_CALLBACKS
         for callback in (on_start, on_token, on_done, on_error):
             if callback is not None and not callable(callback):
