@@ -150,8 +150,10 @@ class Crowd:
     async def talk(self) -> None:
         """Return when all that was asked in `--seconds` is answered."""
         async with asyncio.TaskGroup() as tasks:
-            killing = tasks.create_task(self.kill())
             keeping = [tasks.create_task(self.keep_worker()) for _ in range(self.options.workers)]
+            while len(self.workers) < self.options.workers:
+                await asyncio.sleep(0.05)
+            killing = tasks.create_task(self.kill())
             progress = tasks.create_task(self.show_progress())
             async with asyncio.timeout(self.options.seconds + DRAIN), asyncio.TaskGroup() as users:
                 for session in self.asked:
@@ -208,8 +210,9 @@ class Crowd:
 
     async def listen(self, worker: asyncio.subprocess.Process) -> None:
         assert worker.stdout is not None
-        if await worker.stdout.readline():
-            self.workers.append(worker)
+        if not await worker.stdout.readline():
+            sys.exit("a worker does not start")
+        self.workers.append(worker)
         async for line in worker.stdout:
             if line.endswith(b"\n"):  # or it was killed in the middle of it
                 told = json.loads(line)
@@ -222,11 +225,12 @@ class Crowd:
                 told.set_result(None)
 
     async def kill(self) -> None:
-        """Kill a worker at random, some thirty times a minute."""
+        """Kill a worker at random, now and then."""
+        fate = random.Random(self.options.seed)  # its own, so that the same seed kills at the same times
         while True:
-            await asyncio.sleep(self.random.expovariate(1 / 2))
+            await asyncio.sleep(fate.expovariate(1 / self.options.kill_every))
             if self.workers:
-                worker = self.random.choice(self.workers)
+                worker = fate.choice(self.workers)
                 self.workers.remove(worker)
                 kill(worker)
                 self.counts["killed"] += 1
@@ -287,6 +291,7 @@ async def main(options: argparse.Namespace) -> bool:
 parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 parser.add_argument("--seconds", type=float, default=60, help="for how long users talk and workers are killed")
 parser.add_argument("--workers", type=int, default=4)
+parser.add_argument("--kill-every", type=float, default=2, metavar="SECONDS", help="on the average")
 parser.add_argument("--limit", type=int, default=30, help="how many questions a minute the server takes")
 parser.add_argument("--seed", type=int, default=random.randrange(1000))
 parser.add_argument("--worker", metavar="REDIS", help=argparse.SUPPRESS)

@@ -27,7 +27,8 @@ TABLE = re.compile(
 async def test_workers_on_redis() -> None:
     """Every question is on the server once, in order, with its own answer, and the program says so and ends with 0."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, DEMO, "--seconds", "5", "--limit", "1000", "--workers", "2", "--seed", "4"),
+        *(sys.executable, DEMO, "--seconds", "3", "--limit", "1000", "--workers", "2"),
+        *("--kill-every", "1", "--seed", "0"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -43,6 +44,7 @@ async def test_workers_on_redis() -> None:
     found = TABLE.search(out.decode())
     assert found, out.decode()
     assert int(found["cut"]) == int(found["found"]) + int(found["again"])
+    assert int(found["killed"]) >= 1
     for row in found["rows"].splitlines():
         _, asked, stored, _ = row.split()
         assert asked == stored
