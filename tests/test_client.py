@@ -485,7 +485,7 @@ async def test_on_error_of_a_refused_message(scripted: ScriptedServer, client: C
 
     assert errors == [caught.value]
     assert caught.value.session_id == "s"
-    assert [(m.status, m.delivery) for m in chat.messages] == [("failed", Delivery.UNKNOWN)]
+    assert [(m.status, m.delivery) for m in chat.messages] == [("unknown", Delivery.UNKNOWN)]
 
 
 # --- busy sessions ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tests.support import ADMIN_KEY, KEY
 
 FOLDER = Path(__file__).parents[1] / "docs" / "examples"
 
-# What each program writes, as a pattern for the whole of it. The web back end has a test of its own.
+# What each program writes, as a pattern for the whole of it. Those below have tests of their own.
 SHOWN = {
     "quickstart.py": r"What happens when the stream breaks\?\n\[36 characters in \d+\.\d s, conversation [a-z0-9]{32}\]\n",
     "callbacks.py": r"\[conversation [a-z0-9]{32}\]\nHello there\n\[saved 11 characters\]\n\[the reply: 'Hello there'\]\n",
@@ -32,6 +32,7 @@ SHOWN = {
     "own_session.py": r"Hello\nclosed: False\n",
 }
 WEB_BACKEND = "web_backend_aiohttp.py"
+WORKERS = "workers_on_redis.py"  # it starts a server of its own: tests/stores/test_workers_demo.py
 
 
 class UnhurriedEcho(EchoEngine):
@@ -58,7 +59,7 @@ def environment(server: RunningServer, **more: str) -> dict[str, str]:
 
 def test_every_example_is_run():
     """A new program has a row here or a test of its own."""
-    assert {*SHOWN, WEB_BACKEND} == {path.name for path in FOLDER.glob("*.py")}
+    assert {*SHOWN, WEB_BACKEND, WORKERS} == {path.name for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from aheadless._gate import Gate
 from aheadless._options import (
@@ -11,7 +11,7 @@ from aheadless._options import (
     parse_on_busy,
 )
 from aheadless._recovery import lost_turn
-from aheadless._stream import Callbacks, ReplyStream
+from aheadless._stream import NO_CALLBACKS, Callbacks, ReplyStream
 from aheadless.exceptions import (
     AheadlessError,
     ConfigurationError,
@@ -49,14 +49,20 @@ F = TypeVar("F")
 class Chat:
     """One conversation: made by :meth:`ChatClient.chat`, the same object for the same id."""
 
+    # There may be a hundred thousand.
+    __slots__ = ("__weakref__", "_core", "_gate", "_given", "_on_busy", "_registered", "_session")
+
     def __init__(self, core: Core, session: Session) -> None:
         self._core = core
         self._session = session
         session.handle = self
         self._gate = Gate()
         self._on_busy: OnBusy | None = None
-        self._given = Callbacks()  # with client.chat(...): replaced by the next call
-        self._registered = Callbacks()  # by decorators: they stay
+        self._given = NO_CALLBACKS  # with client.chat(...): replaced by the next call
+        self._registered = NO_CALLBACKS  # by decorators: they stay
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a chat belongs to its client, and is not pickled")
 
     def __repr__(self) -> str:
         return f"<Chat {self.session_id}, {len(self._session.messages)} messages{', busy' * self.busy}>"
@@ -198,7 +204,7 @@ class Chat:
     def _configure(self, on_busy: OnBusy | None, callbacks: Callbacks) -> None:
         if on_busy is not None:
             self._on_busy = parse_on_busy(on_busy)
-        if callbacks != Callbacks():
+        if callbacks is not NO_CALLBACKS:
             self._given = callbacks
 
     def _ask(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeVar
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import attrs
 
@@ -199,7 +198,9 @@ class ChatClient:
             on_retry=_checked_callback(on_retry, "on_retry"),
             on_wait=_checked_callback(on_wait, "on_wait"),
         )
-        self._chats: WeakValueDictionary[str, Chat] = WeakValueDictionary()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a client holds keys and connections, and is not pickled")
 
     def __repr__(self) -> str:
         state = "closed" if self._core.closed else f"{len(self._core.live)} live turns"
@@ -252,13 +253,11 @@ class ChatClient:
         1 to 128 of `A-Z a-z 0-9 . _ : -`.
         """
         self._core.check_open()
-        chat = self._chats.get(validate_session_id(session_id))
-        if chat is None:
-            sessions = self._core.sessions
-            chat = Chat(self._core, sessions.known(session_id) or sessions.new(session_id))
-            self._chats[session_id] = chat
-        self._core.touch(chat._session)  # noqa: SLF001 - Chat is the other half of this module
-        chat._configure(on_busy, Callbacks.of(on_start, on_token, on_done, on_error))  # noqa: SLF001
+        sessions = self._core.sessions
+        session = sessions.known(validate_session_id(session_id)) or sessions.new(session_id)
+        chat = session.handle if isinstance(session.handle, Chat) else Chat(self._core, session)
+        self._core.touch(session)
+        chat._configure(on_busy, Callbacks.of(on_start, on_token, on_done, on_error))  # noqa: SLF001 - no user's
         return chat
 
     async def health(self) -> Health:

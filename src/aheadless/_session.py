@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakValueDictionary
 
 import attrs
 
@@ -324,7 +325,8 @@ class Session:
     """When it was last used, by the clock of whoever uses it."""
     baseline: Baseline | None = attrs.field(default=None, init=False)
     """What the server had when somebody looked, if nobody else has changed this session since."""
-    _messages: list[Message] = attrs.field(factory=list[Message], init=False)
+    messages: tuple[Message, ...] = attrs.field(default=(), init=False)
+    """The messages, oldest first."""
     _count: int = attrs.field(default=0, init=False)
     _asked: tuple[int, Message] | None = attrs.field(default=None, init=False)  # the live turn's question, numbered
     _unsaved: dict[int, Message] | None = attrs.field(default=None, init=False)  # None: there is no store
@@ -335,11 +337,6 @@ class Session:
     def live(self) -> bool:
         """Whether a turn has begun and is not settled."""
         return self._asked is not None
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """The messages, oldest first."""
-        return tuple(self._messages)
 
     @property
     def count(self) -> int:
@@ -376,15 +373,15 @@ class Session:
 
     def index(self, question: Message) -> int | None:
         """Return where a question is among the messages, whatever has become of it since; None if it is not kept."""
-        for index in range(len(self._messages) - 1, -1, -1):
-            message = self._messages[index]
+        for index in range(len(self.messages) - 1, -1, -1):
+            message = self.messages[index]
             if message.created_at == question.created_at and (message.role, message.text) == ("user", question.text):
                 return index
         return None
 
     def unended(self) -> Message | None:
         """Return the last question that the server has or may have, and whose reply did not come."""
-        for message in reversed(self._messages):
+        for message in reversed(self.messages):
             ended = message.status in {"complete", "pending"} or message.delivery in _NOT_THERE
             if message.role == "user" and not ended:
                 return message
@@ -393,9 +390,9 @@ class Session:
     def reply_to(self, question: Message) -> Message | None:
         """Return the whole reply to a question, if it is there."""
         index = self.index(question)
-        if index is None or self._messages[index].status != "complete" or index + 1 == len(self._messages):
+        if index is None or self.messages[index].status != "complete" or index + 1 == len(self.messages):
             return None
-        return self._messages[index + 1]
+        return self.messages[index + 1]
 
     def correct(
         self,
@@ -413,28 +410,28 @@ class Session:
         index = self.index(question)
         if index is None:
             return
-        first = self._count - len(self._messages)
-        self._put(first + index, attrs.evolve(self._messages[index], status=status, delivery=delivery))
+        first = self._count - len(self.messages)
+        self._put(first + index, attrs.evolve(self.messages[index], status=status, delivery=delivery))
         if reply is None:
             return
         # Not before any other message: what is younger than a question cannot be taken for what the server had then.
-        at = max([at, *(message.created_at for message in self._messages)])
+        at = max([at, *(message.created_at for message in self.messages)])
         answer = Message("assistant", reply, created_at=at, delivery=delivery)
         index += 1
-        following = self._messages[index] if index < len(self._messages) else None
+        following = self.messages[index] if index < len(self.messages) else None
         if following is not None and following.role == "assistant":
             self._put(first + index, answer)
             return
-        self._messages.insert(index, answer)
+        self.messages = (*self.messages[:index], answer, *self.messages[index:])
         self._count += 1
-        for moved in range(index, len(self._messages)):
-            self._note(first + moved, self._messages[moved])
+        for moved in range(index, len(self.messages)):
+            self._note(first + moved, self.messages[moved])
         self._trim()
 
     def clear(self) -> None:
         """Forget the conversation; the server does not."""
         self.baseline = None
-        self._messages.clear()
+        self.messages = ()
         self.conversation_id = None
         self.revision = self._count = 0
 
@@ -458,7 +455,7 @@ class Session:
             return
         self.baseline = baseline
         self.revision, self.conversation_id, self._count = record.revision, record.conversation_id, record.count
-        self._messages = list(record.messages)
+        self.messages = record.messages
         for number, message in enumerate(record.messages, record.count - len(record.messages)):
             if held and message.status == "pending":
                 self._put(number, attrs.evolve(message, status="unknown"))
@@ -482,15 +479,15 @@ class Session:
         self._unsaved = None
 
     def _append(self, message: Message) -> None:
-        self._messages.append(message)
+        self.messages = (*self.messages, message)
         self._count += 1
         self._note(self._count - 1, message)
         self._trim()
 
     def _put(self, number: int, message: Message) -> None:
-        index = number - (self._count - len(self._messages))
+        index = number - (self._count - len(self.messages))
         if index >= 0:
-            self._messages[index] = message
+            self.messages = (*self.messages[:index], message, *self.messages[index + 1 :])
         self._note(number, message)
 
     def _note(self, number: int, message: Message) -> None:
@@ -498,8 +495,8 @@ class Session:
             self._unsaved[number] = message
 
     def _trim(self) -> None:
-        if (surplus := len(self._messages) - self.history_limit) > 0:
-            del self._messages[:surplus]
+        if (surplus := len(self.messages) - self.history_limit) > 0:
+            self.messages = self.messages[surplus:]
 
 
 class SessionManager:
@@ -523,6 +520,8 @@ class SessionManager:
         self._store = store
         self._bring_back = bring_back  # saves the end of a turn and releases its lease, if that is still to be done
         self._sessions: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
+        # Who still holds the chat of a session that is known no more gets the same one again.
+        self._left: WeakValueDictionary[str, Session] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -564,7 +563,8 @@ class SessionManager:
             finally:
                 await self._store.release(lease)
         if session is not None:
-            self._sessions.pop(session_id, None)
+            if session_id in self._sessions:
+                self._let_go(session_id)
             session.clear()
 
     def known(self, session_id: str) -> Session | None:
@@ -572,8 +572,8 @@ class SessionManager:
         return self._sessions.get(session_id)
 
     def new(self, session_id: str) -> Session:
-        """Return a new session; it is known from :meth:`touch` on."""
-        return Session(session_id, self._history_limit)
+        """Return a session that is not known, a new one unless somebody holds it; it is known from :meth:`touch` on."""
+        return self._left.get(session_id) or Session(session_id, self._history_limit)
 
     def touch(self, session: Session, now: float) -> None:
         """Count a session as used at this time, and let those go that have been idle for too long or are too many."""
@@ -602,4 +602,4 @@ class SessionManager:
 
     def _let_go(self, session_id: str | None) -> None:
         if session_id is not None:
-            del self._sessions[session_id]
+            self._left[session_id] = self._sessions.pop(session_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from aheadless.exceptions import Phase
 
 __all__ = [
+    "NO_CALLBACKS",
     "Callbacks",
     "EventCursor",
     "OnDone",
@@ -71,6 +72,8 @@ class Callbacks:
         on_error: OnError | None = None,
     ) -> Callbacks:
         """Return those that are given; ConfigurationError for what cannot be called."""
+        if all(callback is None for callback in (on_start, on_token, on_done, on_error)):
+            return NO_CALLBACKS
         for callback in (on_start, on_token, on_done, on_error):
             if callback is not None and not callable(callback):
                 raise ConfigurationError(f"a callback must be a function, not {type(callback).__name__}")
@@ -88,6 +91,10 @@ class Callbacks:
             self.on_done + other.on_done,
             self.on_error + other.on_error,
         )
+
+
+NO_CALLBACKS: Final = Callbacks()
+"""One for all: most sessions have none of their own."""
 
 
 async def call(callbacks: tuple[Callable[[T], Awaitable[object] | None], ...], value: T) -> None:

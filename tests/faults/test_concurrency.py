@@ -690,7 +690,7 @@ async def test_callback_raises(
     assert not client._core.live
     question = chat.messages[0]
     assert question.status == (
-        "complete" if name == "on_done" else "failed" if drive is None and name == "on_error" else "interrupted"
+        "complete" if name == "on_done" else "unknown" if drive is None and name == "on_error" else "interrupted"
     )
     if drive is not None and name != "on_done":
         await scripted.requests[0].left.wait()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,11 +23,12 @@ MISSING = "redis-server is not installed: `apt-get install redis-server` or `bre
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port that nobody listens on now, and that no connection gets by chance: systems take those from 32768 on."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 22_000)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:
@@ -52,12 +55,15 @@ class RedisServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        assert self._shell.stdout is not None
-        self._pid = int(self._shell.stdout.readline())
-        give_up_at = time.monotonic() + 30
-        while self.ask("PING") not in {b"+PONG\r\n", b"-NOAUTH Authentication required.\r\n"}:
-            assert self._shell.poll() is None, "redis-server ended"
-            assert time.monotonic() < give_up_at, "redis-server does not answer"
+        try:
+            assert self._shell.stdout is not None
+            self._pid = int(self._shell.stdout.readline())
+            give_up_at = time.monotonic() + 30
+            while self.ask("PING") not in {b"+PONG\r\n", b"-NOAUTH Authentication required.\r\n"}:
+                assert time.monotonic() < give_up_at, "redis-server does not answer"
+        except BaseException:
+            self.kill()
+            raise
 
     def ask(self, *words: str) -> bytes:
         """Return the first bytes of the answer to a command; none if there is nobody."""

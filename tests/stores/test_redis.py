@@ -273,7 +273,7 @@ async def test_closing_ends_the_waiting(redis_server: RedisServer) -> None:
 
 async def test_cluster(scripted: ScriptedServer, make_client: MakeClient, tmp_path: Path) -> None:
     """On a server that takes no command over two slots of a cluster everything works."""
-    server = RedisServer(tmp_path, "--cluster-enabled", "yes")
+    server = RedisServer(tmp_path, "--cluster-enabled", "yes")  # its other port is 10000 further on
     server.start()
     server.ask("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
     while b"cluster_state:ok" not in server.ask("CLUSTER", "INFO"):
