@@ -313,3 +313,4 @@ async def test_stopped_as_the_pause_ends(
     assert caught.value.delivery is Delivery.REJECTED
     assert [json.loads(request.body)["sessionId"] for request in scripted.requests] == ["s", "other"]
     assert scripted.connections == 1
+    assert client._core.pacer()._in_flight == 0

@@ -502,7 +502,11 @@ class _Question:
         while True:
             leave = await self._wait_for_leave(pacer, refusal)
             counted = True
-            stream.note_delivery(Delivery.UNKNOWN)
+            try:
+                stream.note_delivery(Delivery.UNKNOWN)
+            except AheadlessError:
+                pacer.leave(leave, counted=False)  # ended from outside a moment ago
+                raise
             try:
                 source = await self._post()
             except RateLimitError as exc:
