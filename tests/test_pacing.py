@@ -150,6 +150,50 @@ def test_nobody_passes_the_queue() -> None:
     run_virtually(main())
 
 
+def test_cancelled_in_the_very_moment_of_its_turn() -> None:
+    """What was let go and not sent does not count."""
+
+    async def main() -> None:
+        pacer, one = Pacer(), RateLimit(1, per=60)
+        first = await pacer.enter(one)
+        let_go, last = (asyncio.create_task(pacer.enter(one)) for _ in range(2))
+        await asyncio.sleep(0)
+        pacer.leave(first, counted=False)
+        let_go.cancel()
+        await last
+        assert (let_go.cancelled(), now()) == (True, 0)
+
+    run_virtually(main())
+
+
+def test_behind_one_that_was_cancelled() -> None:
+    """Who stands behind a place that was given up a moment ago gets its turn."""
+
+    async def main() -> None:
+        pacer, one = Pacer(), RateLimit(1, per=60)
+        first = await pacer.enter(one)
+        gone, last = (asyncio.create_task(pacer.enter(one)) for _ in range(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        pacer.leave(first, counted=False)
+        await last
+        assert (gone.cancelled(), now()) == (True, 0)
+
+    run_virtually(main())
+
+
+def test_all_wait_while_it_cools_down() -> None:
+    """With a limit of their own and without."""
+
+    async def main() -> None:
+        pacer = Pacer()
+        pacer.refused(await pacer.enter(None), 5)
+        assert pacer.must_wait(None)
+        assert pacer.must_wait(LIMIT)
+
+    run_virtually(main())
+
+
 def test_log_is_bounded() -> None:
     """The stamps of old requests go, however many are sent."""
 

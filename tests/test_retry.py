@@ -35,6 +35,7 @@ from aheadless import (
     Timeouts,
 )
 from aheadless._http import MAX_RETRY_AFTER, parse_retry_after
+from aheadless._pacing import pacer_for
 from aheadless._retry import RetryBudget
 from aheadless.testing import Script, ScriptedServer, head, json_answer
 from tests.conftest import MakeClient
@@ -325,3 +326,4 @@ async def test_stopped_as_the_pause_ends(
     assert caught.value.delivery is Delivery.REJECTED
     assert [json.loads(request.body)["sessionId"] for request in scripted.requests] == ["s", "other"]
     assert scripted.connections == 1
+    assert pacer_for(scripted.url)._in_flight == 0

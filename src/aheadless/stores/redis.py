@@ -66,7 +66,7 @@ if held[3] ~= ticket then
   redis.call('ZREM', queue, ticket)
   redis.call('ZREM', alive, ticket)
   -- The clock counts as well, so that a token grows even if what was known of the last one is gone.
-  local token = math.max(tonumber(held[1] or 0) + 1, math.floor(now / 1000))
+  local token = math.max(tonumber(held[1] or 0) + 1, now)
   redis.call('HSET', lease, 'token', text(token), 'ticket', ticket)
   held[1] = text(token)
 end
