@@ -67,17 +67,24 @@ def ensure_redis(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests (arguments go to pytest); all of them must cover 95 % of the code, and 100 % of the protocol."""
+    """Run the tests (arguments go to pytest).
+
+    On the Python that runs nox all of them, which must cover 95 % of the code and 100 % of the protocol; on the others
+    without the slow ones.
+    """
     ensure_redis(session)
     install(session, "test")
-    session.env["COVERAGE_FILE"] = str(Path(session.create_tmp(), ".coverage").resolve())
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *(session.posargs or ["--numprocesses=auto"]))
     if session.posargs:
-        return  # some tests cover some of the code
-    session.run("coverage", "combine", "--quiet")
-    session.run("coverage", "report", "--include=*/aheadless/protocol/*", "--fail-under=100")
-    session.run("coverage", "report")
+        session.run("pytest", *session.posargs)
+    elif session.python != THIS_PYTHON:
+        session.run("pytest", "--numprocesses=auto", "-m", "not slow")
+    else:
+        session.env["COVERAGE_FILE"] = str(Path(session.create_tmp(), ".coverage").resolve())
+        session.run("coverage", "erase")
+        session.run("coverage", "run", "-m", "pytest", "--numprocesses=auto")
+        session.run("coverage", "combine", "--quiet")
+        session.run("coverage", "report", "--include=*/aheadless/protocol/*", "--fail-under=100")
+        session.run("coverage", "report")
 
 
 @nox.session

@@ -109,6 +109,7 @@ async def cancel(task: asyncio.Future[None]) -> None:
 # --- at every step ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callbacks", ["none", "sync", "async"])
 @pytest.mark.parametrize("kept", [False, True], ids=["new connection", "kept connection"])
 @pytest.mark.parametrize("drive", DRIVES)

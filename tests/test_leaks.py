@@ -208,6 +208,7 @@ def check(samples: list[Sample], *, megabytes: float) -> None:
     assert flat[-1].megabytes - flat[0].megabytes < megabytes
 
 
+@pytest.mark.slow
 async def test_nothing_is_left() -> None:
     """Hundreds of turns, one in ten with a fault: no task, socket, response or object more than before."""
     with watch_finalizers() as left:

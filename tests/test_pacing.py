@@ -64,6 +64,7 @@ async def simulate(requests: int, *, limit: RateLimit, slowest: float, seed: int
     return refused, now() - begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_is_refused(seed: int) -> None:
     """150,000 requests with random phases and latencies against a fixed window: not one is refused."""
@@ -80,6 +81,7 @@ def test_the_window_is_used() -> None:
     assert 3000 / took >= 0.95 * LIMIT.limit / LIMIT.per
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.integers(1, 5), st.floats(1, 100), st.floats(0.01, 300), st.integers(0, 1000))
 def test_nothing_is_refused_by_any_window(limit: int, per: float, slowest: float, seed: int) -> None:

@@ -108,6 +108,7 @@ def told(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return [(message.role, message.text) for message in messages]
 
 
+@pytest.mark.slow
 async def test_cuts_at_every_byte_auto(server: RunningServer, proxy: CuttingProxy, make_client: MakeClient) -> None:
     """The reply is whole, its tokens are its text, and the message is stored once; what was not stored is sent again."""
     client = make_client(proxy.url, admin_key=ADMIN_KEY, recovery="auto", retry=RETRY)
@@ -147,6 +148,7 @@ async def test_cuts_at_every_byte_auto(server: RunningServer, proxy: CuttingProx
         assert told(client.chat(session_id).messages) == [("user", "Hi"), ("assistant", REPLY)] * turns
 
 
+@pytest.mark.slow
 async def test_cuts_at_every_byte_by_hand(server: RunningServer, proxy: CuttingProxy, make_client: MakeClient) -> None:
     """`error.recover()` gives the reply, or the verdict that the message may be sent again."""
     client = make_client(proxy.url, admin_key=ADMIN_KEY)

@@ -222,6 +222,7 @@ class World:
 KINDS = ["whole", "whole", "cut", "failed", "lost", "never", "refused"]
 
 
+@pytest.mark.slow
 @settings(max_examples=1500)
 @given(
     seed=st.integers(0, 2**32),

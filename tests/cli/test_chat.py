@@ -372,6 +372,7 @@ async def test_the_reader_of_a_chat_leaves(serve):
 DEMO = (sys.executable, "-W", "error", "-m", "aheadless", "demo")
 
 
+@pytest.mark.slow
 async def test_demo_once():
     """Three questions and their answers; neither a key nor a server is needed."""
     ended = await aheadless("--once", command=DEMO, AHEADLESS_API_KEY="", AHEADLESS_BASE_URL="http://127.0.0.1:1")
@@ -380,6 +381,7 @@ async def test_demo_once():
     assert len(re.findall(r"^you: .*\n\n(?=\S)", ended.out, re.MULTILINE)) == 3
 
 
+@pytest.mark.slow
 async def test_demo_without_a_terminal_streams():
     """It asks by itself; the first word is there before the last is made."""
     async with running(command=DEMO) as process:
@@ -394,6 +396,7 @@ async def test_demo_without_a_terminal_streams():
     assert (ended.code, ended.out.count("you: ")) == (0, 3)
 
 
+@pytest.mark.slow
 async def test_demo_on_a_terminal():
     """A chat with the server in the same process."""
     async with terminal(command=DEMO, AHEADLESS_API_KEY="") as screen:

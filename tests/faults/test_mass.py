@@ -42,6 +42,7 @@ def tokens_of(number: int) -> list[str]:
     return [f"{number}/{count} " for count in range(number % 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drained", [True, False])
 async def test_server_goes_away_under_a_thousand_streams(drained: bool) -> None:
     """Each ends with an error that has exactly what it was sent, whether its reader was there in time or came too late.

@@ -425,6 +425,7 @@ async def test_one_byte_a_packet(
     assert [event async for event in client.chat("s").stream("Hi")] == LONG
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.integers(1, 80), min_size=1, max_size=20), min_size=1, max_size=4))
 def test_any_split(splits: list[list[int]]) -> None:
     """Row 16: however it is cut, the events are the same."""

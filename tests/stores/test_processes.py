@@ -285,6 +285,7 @@ class Crowd:
             self._lines.put_nowait((process, None))
 
 
+@pytest.mark.slow
 async def test_crowd(server: RunningServer, store: dict[str, Any], make_client: MakeClient) -> None:
     """However they are killed and paused: no turns interleave, none is lost or doubled, the order is kept."""
     sessions = ["s1", "s2", "s3", "s4"]

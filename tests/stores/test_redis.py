@@ -385,6 +385,7 @@ async def test_long_list(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> 
     assert await store.list() == ["e", "d", "c", "b", "a"]
 
 
+@pytest.mark.slow
 async def test_closed_at_any_moment(redis_server: RedisServer) -> None:
     """Whatever is under way, connecting included, ends with an answer or an error, and no connection stays open."""
     for steps in range(40):

@@ -48,6 +48,7 @@ async def paces(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> A
         await store.aclose()
 
 
+@pytest.mark.slow
 async def test_nothing_is_refused(paces: list[Pacing]) -> None:
     """Four processes against one fixed window: together they stay within it, and use it."""
     server, chance = WindowLimiter(LIMIT), random.Random(1)
@@ -263,6 +264,7 @@ asyncio.run(main(*json.loads(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 async def test_real_processes(redis_server: RedisServer) -> None:
     """Three workers, one of them killed, against the server with its limit: nobody meets a 429."""
     settings = ServerSettings(port=0, api_key=KEY, engine="echo", rate_limit=RateLimit(5, per=1))

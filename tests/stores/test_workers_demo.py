@@ -24,6 +24,7 @@ TABLE = re.compile(
 )
 
 
+@pytest.mark.slow
 async def test_workers_on_redis() -> None:
     """Every question is on the server once, in order, with its own answer, and the program says so and ends with 0."""
     process = await asyncio.create_subprocess_exec(
