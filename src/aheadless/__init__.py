@@ -3,10 +3,12 @@
 from aheadless._chat import Chat, PendingTurn
 from aheadless._client import ChatClient, Health
 from aheadless._core import Recovery
+from aheadless._manager import SessionManager
 from aheadless._options import OnBusy, RateLimit, Secret, Timeouts
 from aheadless._pacing import PacingState, Waiting
 from aheadless._retry import Retry, Retrying
-from aheadless._session import Following, Message, MessageStatus, Reply, Role, Session, SessionManager, Timings
+from aheadless._session import Message, MessageStatus, Reply, Role, Session, Timings
+from aheadless._store import Following
 from aheadless._stream import ReplyStream
 from aheadless._subscription import Overflow, Subscription
 from aheadless._version import __version__

@@ -28,12 +28,8 @@ from aheadless.protocol.codec import (
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from aheadless._session import (
-        Following,
-        Message,
-        Reply,
-        Session,
-    )
+    from aheadless._session import Message, Reply, Session
+    from aheadless._store import Following
     from aheadless._stream import OnDone, OnError, OnStart, OnToken
 
 

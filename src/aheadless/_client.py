@@ -9,6 +9,7 @@ import attrs
 
 from aheadless._http import Key, Transport
 from aheadless._keeper import Keeper
+from aheadless._manager import MAX_SESSIONS, SessionManager
 from aheadless._options import (
     OnBusy,
     RateLimit,
@@ -26,13 +27,7 @@ from aheadless._options import (
 from aheadless._pacing import PacingState, pacer_for
 from aheadless._readback import ReadBack
 from aheadless._retry import Retry
-from aheadless._session import (
-    MAX_SESSIONS,
-    HasEvents,
-    HasPace,
-    SessionManager,
-    SessionStore,
-)
+from aheadless._store import HasEvents, HasPace, SessionStore
 from aheadless._stream import Callbacks
 from aheadless.exceptions import (
     ClientClosedError,

@@ -24,19 +24,15 @@ if TYPE_CHECKING:
 
     from aheadless._http import Key, Transport
     from aheadless._keeper import Keeper
+    from aheadless._manager import SessionManager
     from aheadless._options import (
         OnBusy,
         RateLimit,
         Timeouts,
     )
     from aheadless._readback import ReadBack
-    from aheadless._session import (
-        EventLog,
-        Session,
-        SessionManager,
-        SessionStore,
-        SharedPace,
-    )
+    from aheadless._session import Session
+    from aheadless._store import EventLog, SessionStore, SharedPace
     from aheadless._stream import Callbacks
 
 

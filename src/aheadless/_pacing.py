@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aheadless._options import RateLimit
-    from aheadless._session import SharedPace, Slot, WaitReason
+    from aheadless._store import SharedPace, Slot, WaitReason
 
 __all__ = ["Pacer", "Pacing", "PacingState", "Pass", "Waiting", "pacer_for"]
 

@@ -18,12 +18,7 @@ from aheadless._options import (
 from aheadless._pacing import Pacing, Pass, Waiting
 from aheadless._recovery import Preceding, lost_turn, preceding
 from aheadless._retry import Retrying
-from aheadless._session import (
-    Message,
-    MessageStatus,
-    Reply,
-    Session,
-)
+from aheadless._session import Message, MessageStatus, Reply, Session
 from aheadless._stream import ReplyStream, call
 from aheadless.exceptions import (
     AheadlessError,

@@ -12,13 +12,7 @@ from aheadless._options import (
     parse_seconds,
 )
 from aheadless._recovery import LostTurn, Preceding, lost_turn
-from aheadless._session import (
-    Message,
-    MessageStatus,
-    Reply,
-    Session,
-    Timings,
-)
+from aheadless._session import Message, MessageStatus, Reply, Session, Timings
 from aheadless.exceptions import (
     AheadlessError,
     Delivery,

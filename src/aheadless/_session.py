@@ -5,27 +5,18 @@ No I/O, no clock.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, runtime_checkable
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
 
-from aheadless.exceptions import Delivery, SessionBusyError
+from aheadless.exceptions import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
-    from aheadless._options import RateLimit
-    from aheadless.protocol.events import Event
 
 __all__ = [
     "Baseline",
-    "EventLog",
-    "Following",
-    "HasEvents",
-    "HasPace",
     "Lease",
     "Message",
     "MessageStatus",
@@ -33,24 +24,14 @@ __all__ = [
     "Role",
     "Session",
     "SessionChange",
-    "SessionManager",
     "SessionRecord",
-    "SessionStore",
-    "SharedPace",
-    "Slot",
     "Timings",
-    "WaitReason",
 ]
 
 Role: TypeAlias = Literal["user", "assistant"]
 MessageStatus: TypeAlias = Literal["pending", "complete", "interrupted", "cancelled", "failed", "unknown"]
 
 _NOT_THERE: Final = frozenset([Delivery.NOT_SENT, Delivery.REJECTED])
-WaitReason: TypeAlias = Literal["rate_limit", "cool_down"]
-"""Why a turn has to wait before it is sent: its own limit, or the server's 429."""
-
-# A busy bot's users of a day; an idle session without messages is a few hundred bytes.
-MAX_SESSIONS: Final = 10_000
 
 
 @attrs.frozen
@@ -156,160 +137,6 @@ class SessionChange:
     conversation_id: str | None
     messages: tuple[tuple[int, Message], ...]
     """Those that are new or replaced, with their numbers, in order."""
-
-
-class SessionStore(Protocol):
-    """Where sessions outlive a process.
-
-    Every failure is a StoreError. A call that is cancelled may have been carried out. A store is used on one event
-    loop; what it keeps can be shared by many processes.
-    """
-
-    @property
-    def lease_seconds(self) -> float:
-        """For how long a lease lasts that is not renewed."""
-        ...
-
-    @property
-    def on_outage(self) -> Literal["raise", "local"]:
-        """What a turn does when the store cannot be reached: it fails, or it goes on with what this process knows."""
-        ...
-
-    @property
-    def shared(self) -> bool:
-        """Whether its owner closes it (it was entered as a block), and not the client that uses it."""
-        ...
-
-    async def acquire(self, session_id: str, *, wait: bool = True) -> Lease | None:
-        """Return the lease of a session when it is free; waiters get it in the order of asking.
-
-        A lease that was not renewed in time is free. If not `wait`, returns None for one that is held or waited for.
-        If cancelled, the place in the queue is given up.
-        """
-        ...
-
-    async def renew(self, lease: Lease) -> bool:
-        """Let a lease last for another `lease_seconds`; False when somebody else has had the session meanwhile."""
-        ...
-
-    async def release(self, lease: Lease) -> None:
-        """Give a lease back; nothing happens if it is lost."""
-        ...
-
-    async def load(self, session_id: str, *, limit: int) -> SessionRecord | None:
-        """Return a session with its newest `limit` messages, or None if it is not known."""
-        ...
-
-    async def save(self, change: SessionChange, lease: Lease) -> None:
-        """Carry out a change, all of it or nothing, and renew the lease.
-
-        Raises StoreError with `lost` set, nothing changed, when somebody else has had the session since the lease was
-        given, or when the record has another revision.
-        """
-        ...
-
-    async def forget(self, session_id: str, lease: Lease) -> None:
-        """Drop what is kept of a session. Raises StoreError as :meth:`save` does."""
-        ...
-
-    async def list(self) -> list[str]:
-        """Return the ids of all sessions, the least recently saved first."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close files and connections; may be called again."""
-        ...
-
-
-class Following(Protocol):
-    """The events of a turn that another process may drive: an async iterator, for one reader.
-
-    It ends after `Done`. Raises ReplyFailedError after `Failure`, StreamInterruptedError when the turn ended otherwise,
-    when its process died, or when events are no longer kept; and StoreError.
-    """
-
-    @property
-    def event_id(self) -> str | None:
-        """The id of the event that was given last, to go on after it; before the first, what was begun with."""
-        ...
-
-    def __aiter__(self) -> Following:
-        """Return itself."""
-        ...
-
-    async def __anext__(self) -> Event:
-        """Return the next event. If cancelled, none is lost."""
-        ...
-
-    async def aclose(self) -> None:
-        """Stop following; the turn goes on."""
-        ...
-
-
-class EventLog(Protocol):
-    """Where the events of live turns are kept for a while. All but :meth:`follow` wait for nothing and never fail."""
-
-    def begin(self, session_id: str) -> None:
-        """Take note that a turn begins, by the process that has the session's lease."""
-        ...
-
-    def append(self, session_id: str, event: Event) -> None:
-        """Add an event of the live turn."""
-        ...
-
-    def end(self, session_id: str) -> None:
-        """Take note that the turn is over; without `Done` or `Failure` it ended early."""
-        ...
-
-    def follow(self, session_id: str, after: str | None) -> Following:
-        """Return the events after the one with this id, or those of the live turn, or of the next one."""
-        ...
-
-
-@runtime_checkable
-class HasEvents(Protocol):
-    """A store that can keep the events of live turns."""
-
-    @property
-    def events(self) -> EventLog | None:
-        """Where; None if it does not."""
-        ...
-
-
-@attrs.frozen(eq=False)
-class Slot:
-    """The leave to send one request to an origin, from the processes that share a pace."""
-
-    origin: str
-    name: str
-
-
-class SharedPace(Protocol):
-    """A rate limit and a cool-down that hold over all processes which send from one address."""
-
-    async def enter(self, origin: str, limit: RateLimit | None, *, wait: bool) -> Slot | WaitReason | None:
-        """Return the leave to send when there is room, or, if not `wait`, why there is none now.
-
-        None when nobody knows, as the store cannot be reached, and that is not to hinder anyone; otherwise raises
-        StoreError with verdict NOT_SENT. If cancelled, the place is given up.
-        """
-        ...
-
-    def leave(
-        self, slot: Slot, *, counted: bool, answer: Literal["accepted", "refused"] | None, retry_after: float | None
-    ) -> None:
-        """Give a leave back, with what the server's rate limit said; waits for nothing and never fails."""
-        ...
-
-
-@runtime_checkable
-class HasPace(Protocol):
-    """A store that can share a pace."""
-
-    @property
-    def pace(self) -> SharedPace | None:
-        """The pace; None if it does not."""
-        ...
 
 
 @attrs.define(eq=False)
@@ -497,109 +324,3 @@ class Session:
     def _trim(self) -> None:
         if (surplus := len(self.messages) - self.history_limit) > 0:
             self.messages = self.messages[surplus:]
-
-
-class SessionManager:
-    """The sessions that a client knows, the most recently used 10,000 of them.
-
-    Nothing here waits, so that a cancel cannot leave anything half-done.
-    """
-
-    def __init__(
-        self,
-        *,
-        history_limit: int,
-        max_sessions: int = MAX_SESSIONS,
-        idle_limit: float | None = None,
-        store: SessionStore | None = None,
-        bring_back: Callable[[Session], Awaitable[None]] | None = None,
-    ) -> None:
-        self._history_limit = history_limit
-        self._max_sessions = max_sessions
-        self._idle_limit = idle_limit
-        self._store = store
-        self._bring_back = bring_back  # saves the end of a turn and releases its lease, if that is still to be done
-        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
-        # Who still holds the chat of a session that is known no more gets the same one again.
-        self._left: WeakValueDictionary[str, Session] = WeakValueDictionary()
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    async def get(self, session_id: str) -> Session | None:
-        """Return the state of a session, or None if neither this client nor its store knows it.
-
-        With a store, what it has is read first, so that `chat.messages` is what all processes have said.
-        """
-        if self._store is not None and self._is_idle(session_id):
-            record = await self._store.load(session_id, limit=self._history_limit)
-            if record is not None and self._is_idle(session_id):  # no turn has begun meanwhile
-                session = self.known(session_id) or self.new(session_id)
-                session.adopt(record, held=False)
-                self._sessions.setdefault(session_id, session)
-        return self._sessions.get(session_id)
-
-    async def list(self) -> list[str]:
-        """Return the ids of the sessions, the least recently used first; those in the store come before the others."""
-        stored = [] if self._store is None else await self._store.list()
-        return [*dict.fromkeys([*(known for known in stored if known not in self._sessions), *self._sessions])]
-
-    async def forget(self, session_id: str) -> None:
-        """Drop what is known of a session, here and in the store, if anything is. The server keeps its own history.
-
-        Raises SessionBusyError while a turn is live, in whatever process.
-        """
-        session = self._sessions.get(session_id)
-        if session is not None and session.live:
-            raise SessionBusyError("a session is not forgotten while a turn is live", session_id=session_id)
-        if self._store is not None:
-            if session is not None and self._bring_back is not None:
-                await self._bring_back(session)
-            lease = await self._store.acquire(session_id, wait=False)
-            if lease is None:
-                raise SessionBusyError("the session has a live turn in another process", session_id=session_id)
-            try:
-                await self._store.forget(session_id, lease)
-            finally:
-                await self._store.release(lease)
-        if session is not None:
-            if session_id in self._sessions:
-                self._let_go(session_id)
-            session.clear()
-
-    def known(self, session_id: str) -> Session | None:
-        """Return a session if it is known here."""
-        return self._sessions.get(session_id)
-
-    def new(self, session_id: str) -> Session:
-        """Return a session that is not known, a new one unless somebody holds it; it is known from :meth:`touch` on."""
-        return self._left.get(session_id) or Session(session_id, self._history_limit)
-
-    def touch(self, session: Session, now: float) -> None:
-        """Count a session as used at this time, and let those go that have been idle for too long or are too many."""
-        session.used_at = now
-        self._sessions[session.session_id] = session
-        self._sessions.move_to_end(session.session_id)
-        if len(self._sessions) > self._max_sessions:
-            self._let_go(next(self._idle(), None))
-        if self._idle_limit is not None:
-            for session_id in [*self._expired(now - self._idle_limit)]:
-                self._let_go(session_id)
-
-    def _expired(self, before: float) -> Iterator[str]:
-        for session_id, session in self._sessions.items():
-            if session.used_at >= before:
-                return
-            if session.idle:
-                yield session_id
-
-    def _idle(self) -> Iterator[str]:
-        return (session_id for session_id, session in self._sessions.items() if session.idle)
-
-    def _is_idle(self, session_id: str) -> bool:
-        session = self._sessions.get(session_id)
-        return session is None or session.idle
-
-    def _let_go(self, session_id: str | None) -> None:
-        if session_id is not None:
-            self._left[session_id] = self._sessions.pop(session_id)

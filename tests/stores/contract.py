@@ -11,7 +11,8 @@ import attrs
 import pytest
 
 from aheadless import Delivery, Message, StoreError
-from aheadless._session import Lease, SessionChange, SessionRecord, SessionStore
+from aheadless._session import Lease, SessionChange, SessionRecord
+from aheadless._store import SessionStore
 
 Open: TypeAlias = Callable[..., Awaitable[SessionStore]]
 """Opens the same store again and again, as other processes would; takes the store's own options."""

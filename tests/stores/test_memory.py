@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aheadless import ConfigurationError, StoreError
-from aheadless._session import SessionStore
+from aheadless._store import SessionStore
 from aheadless.stores import MemoryStore
 from tests.stores.contract import Open, StoreContract, lease_of
 

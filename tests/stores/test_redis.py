@@ -14,7 +14,8 @@ import attrs
 import pytest
 
 from aheadless import ConfigurationError, Delivery, RateLimit, StoreError
-from aheadless._session import SessionChange, SessionStore
+from aheadless._session import SessionChange
+from aheadless._store import SessionStore
 from aheadless.stores import RedisStore
 from aheadless.stores.redis import ACQUIRE, GIVE_UP, RELEASE
 from aheadless.testing import ScriptedServer

@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 from aheadless import ConfigurationError, Delivery, StoreError
-from aheadless._session import SessionStore
+from aheadless._store import SessionStore
 from aheadless.server.storage import Storage
 from aheadless.stores import SQLiteStore, sqlite
 from aheadless.testing import Script, ScriptedServer

@@ -24,7 +24,7 @@ from typing import Any
 import attrs
 
 from aheadless import ChatClient, StoreError
-from aheadless._session import SessionStore
+from aheadless._store import SessionStore
 from aheadless.stores import RedisStore, SQLiteStore
 
 

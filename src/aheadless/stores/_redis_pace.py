@@ -9,7 +9,7 @@ import secrets
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal
 
-from aheadless._session import Slot, WaitReason
+from aheadless._store import Slot, WaitReason
 from aheadless.exceptions import Delivery, StoreError
 from aheadless.stores._redis_link import Script
 
