@@ -86,7 +86,7 @@ async def test_nobody_reads_the_help(arguments):
 
 
 @posix_only
-@pytest.mark.parametrize("module", ["cyclopts", "aheadless.cli.app", "aheadless.server", "sqlite3"])
+@pytest.mark.parametrize("module", ["cyclopts", "aheadless.cli.app", "aheadless.server"])
 async def test_ctrl_c_while_it_starts(module):
     """One line, whatever of the command's own is being loaded at the moment."""
     code = INTERRUPTED.replace("{module!r}", repr(module))
