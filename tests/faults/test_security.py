@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import gc
 import hmac
@@ -12,7 +13,7 @@ import pickle
 import ssl
 import traceback
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from aheadless import (
     ConnectError,
     ConnectionLostError,
     Delivery,
+    Message,
     RateLimit,
     RedirectError,
     Retry,
@@ -613,3 +615,36 @@ async def test_a_flood_of_addresses_is_bounded() -> None:
         await runner.cleanup()
 
     assert len(limiter) == 10
+
+
+# --- what people say: 91 ----------------------------------------------------------------------------------------------
+
+SAID, ANSWERED = "the-question-that-nobody-else-reads", "an-answer-that-nobody-else-reads"
+
+
+@pytest.mark.parametrize("engine", ["echo", "failing"])
+async def test_messages_are_in_no_log(
+    make_client: MakeClient, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture, engine: str
+) -> None:
+    """Neither client nor server write down what is said, at whatever level, be it answered, cut off or failed."""
+    caplog.set_level(logging.DEBUG)
+    for name in ("aheadless", "aheadless.server"):
+        caplog.set_level(logging.DEBUG, name)
+    answer = stream_answer(events(ANSWERED, " and more"))
+    scripted.add(Script(answer), Script(answer).cut(len(answer) // 2), Script(json_answer({}, status=503)))
+
+    class Failing(EchoEngine):
+        async def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
+            yield ANSWERED
+            raise RuntimeError("the model is ill")
+
+    async with serve(engine=Failing() if engine == "failing" else engine) as server:
+        for url, turns in ((scripted.url, 3), (server.url, 2)):
+            client = make_client(url, retry=Retry(attempts=2, base=0.001))
+            for _ in range(turns):
+                with contextlib.suppress(AheadlessError):
+                    await client.chat("s").stream(SAID)
+
+    assert len(scripted.stored) >= 3
+    assert SAID not in caplog.text
+    assert ANSWERED not in caplog.text
