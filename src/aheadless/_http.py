@@ -234,15 +234,15 @@ class Answer:
             return
         content = self._content
 
-        def gone(closed: asyncio.Future[None] | None = None) -> None:
-            if closed is not None and not closed.cancelled():
-                closed.exception()  # not to be reported as never retrieved
+        def gone(_closed: asyncio.Future[None] | None = None) -> None:
             if not content.is_eof() and content.exception() is None:
                 content.set_exception(protocol.exception() or aiohttp.ServerDisconnectedError())
 
         if (closed := protocol.closed) is None:
             gone()
             return
+        closed.remove_done_callback(_retrieve)  # once for all answers of a connection
+        closed.add_done_callback(_retrieve)
         closed.add_done_callback(gone)
 
         def ended() -> None:
@@ -284,6 +284,12 @@ class Answer:
         if error is not None and not isinstance(error, TimeoutError):
             content.set_exception(error)
         return rest
+
+
+def _retrieve(closed: asyncio.Future[None]) -> None:
+    """Look at how a connection ended, or asyncio would log that nobody did: an idle one may be reset as well."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 @attrs.define(eq=False)

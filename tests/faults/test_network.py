@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections.abc import Iterator
@@ -456,3 +457,24 @@ def test_stream_of_twenty_minutes() -> None:
         assert error.phase == "total"
 
     virtually(scenario, *[Script(FIRST, drip=token, interval=55)] * 2)
+
+
+async def test_idle_connection_that_is_reset(
+    scripted: ScriptedServer, make_client: MakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is passed over, and nobody is bothered with it: there is nothing in the log."""
+    rest, reset, answer = asyncio.Event(), asyncio.Event(), stream_answer(events("Hello"))
+    scripted.add(Script(answer, gates={answer.index(b'{"type":"token"'): rest, len(answer): reset}, end="rst"))
+    client = make_client(scripted.url)
+    await client.chat("s").stream("Hi", on_start=lambda _: rest.set())
+
+    reset.set()
+    while scripted.open_connections:
+        await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)  # the client reads the reset, too
+    assert (await client.chat("s").stream("Hi")).text == "Hello world"
+    gc.collect()
+
+    assert scripted.connections == 2
+    assert caplog.records == []
