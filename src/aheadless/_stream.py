@@ -26,7 +26,7 @@ from aheadless.protocol.events import Done, Event, Failure, Start, Token
 from aheadless.protocol.turn import Turn, TurnState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
     from types import TracebackType
 
     from aheadless.exceptions import Phase
@@ -285,6 +285,19 @@ class ReplyStream:
             if isinstance(self._outcome, AheadlessError) and not isinstance(self._outcome, StreamStoppedError):
                 raise await self._told(self._outcome)
             return None
+
+    async def take_event(self) -> Event:
+        """Return the next event as an iteration does. Errors and cancel: as :meth:`advance`."""
+        if (event := await self.advance()) is None:
+            raise StopAsyncIteration
+        return event
+
+    async def take_text(self) -> str:
+        """Return the text of the next token as an iteration does. Errors and cancel: as :meth:`advance`."""
+        while (event := await self.advance()) is not None:
+            if type(event) is Token:
+                return event.text
+        raise StopAsyncIteration
 
     async def _open(self) -> None:
         """Get the source, or an outcome that says why not."""
@@ -629,11 +642,10 @@ class EventCursor(_Cursor[Event]):
     def __aiter__(self) -> EventCursor:
         return self
 
-    async def __anext__(self) -> Event:
-        event = await self._drive().advance()
-        if event is None:
-            raise StopAsyncIteration
-        return event
+    # Not a coroutine of its own: its frame would hold the cursor for as long as anybody holds the frame, as the
+    # traceback of an error that was caught on the way does.
+    def __anext__(self) -> Coroutine[object, object, Event]:
+        return self._drive().take_event()
 
 
 class TextCursor(_Cursor[str]):
@@ -644,8 +656,5 @@ class TextCursor(_Cursor[str]):
     def __aiter__(self) -> TextCursor:
         return self
 
-    async def __anext__(self) -> str:
-        while (event := await self._drive().advance()) is not None:
-            if type(event) is Token:
-                return event.text
-        raise StopAsyncIteration
+    def __anext__(self) -> Coroutine[object, object, str]:
+        return self._drive().take_text()

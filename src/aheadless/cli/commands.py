@@ -193,9 +193,11 @@ def serve(settings: ServerSettings) -> int:
     return run(work())
 
 
-def _reason(error: OSError) -> str | None:
-    # asyncio wraps the system's words in a sentence with the address in it.
-    return error.strerror if error.errno is None or isinstance(error, socket.gaierror) else os.strerror(error.errno)
+def _reason(error: OSError) -> str:
+    # asyncio wraps the system's words in a sentence with the address in it, and since 3.13 keeps only that one.
+    if error.errno is None:
+        return str(error)
+    return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
 
 
 def _introduction(url: str, settings: ServerSettings) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 from aheadless._session import Message
 from aheadless.exceptions import Delivery, StoreError
 from aheadless.protocol.codec import join_surrogates
+from aheadless.stores.sqlite import use_wal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,7 +193,7 @@ def _connect(path: str | Path) -> sqlite3.Connection:
 
 def _prepare(connection: sqlite3.Connection) -> None:
     _check_ours(connection)
-    connection.execute("PRAGMA journal_mode = WAL")
+    use_wal(connection, BUSY_TIMEOUT)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
     # One transaction, so that a process that dies here leaves an empty database and not half a schema. Another process

@@ -315,16 +315,30 @@ def _connect(path: str, busy_timeout: float) -> sqlite3.Connection:
     # Transactions are begun by us: the module's own begin only at the first write, too late to read in them.
     database = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
     try:
-        _prepare(database)
+        _prepare(database, busy_timeout)
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _prepare(database: sqlite3.Connection) -> None:
+def use_wal(database: sqlite3.Connection, patience: float) -> None:
+    """Switch to write-ahead logging, for which SQLite itself does not wait when others open a new file just now."""
+    give_up_at = time.monotonic() + patience
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_at:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _prepare(database: sqlite3.Connection, busy_timeout: float) -> None:
     _check_ours(database)
-    database.execute("PRAGMA journal_mode = WAL")
+    use_wal(database, busy_timeout)
     # A crash of the machine may cost the last moments, never the file; a crash of the process costs nothing.
     database.execute("PRAGMA synchronous = NORMAL")
     if _pragma(database, "user_version") < len(MIGRATIONS):
