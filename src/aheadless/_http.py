@@ -384,7 +384,7 @@ class Transport:
         max_connections: int,
     ) -> None:
         self.base_url = base_url
-        self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(base_url)).lower()
+        self.origin: str = "{0.scheme}://{0.netloc}".format(urlsplit(base_url)).lower()
         # Those may be secrets as well: a gateway's token.
         self._headers = {name: _HeaderValue(value) for name, value in headers.items()}
         _check_transport(session, ssl, proxy)

@@ -36,7 +36,7 @@ MAX_SHOWN = 12
 # A key is one line.
 MAX_KEY_FILE = 4096
 
-app = App(
+app: App = App(
     name="aheadless",
     version_flags=[],
     suppress_keyboard_interrupt=False,

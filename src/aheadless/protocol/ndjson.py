@@ -38,7 +38,7 @@ class LineSplitter:
         self._pieces: list[bytes] = []
         self._size = 0  # of those pieces together
         self._eof = False
-        self.unterminated = False
+        self.unterminated: bool = False
         """Whether the line given last was the rest before the end of the bytes."""
 
     def receive_data(self, chunk: bytes) -> None:
@@ -103,7 +103,7 @@ class NDJSONDecoder:
 
     def __init__(self, *, max_line: int = MAX_LINE) -> None:
         self._splitter = LineSplitter(max_line=max_line)
-        self.line_number = 0
+        self.line_number: int = 0
         """The number of the line given last, from 1; blank lines count."""
 
     def receive_data(self, chunk: bytes) -> None:

@@ -61,7 +61,7 @@ class Turn:
     """
 
     def __init__(self, *, max_line: int = MAX_LINE, max_stream: int = MAX_STREAM) -> None:
-        self.state = TurnState.WAITING
+        self.state: TurnState = TurnState.WAITING
         self.conversation_id: str | None = None
         self._decoder = NDJSONDecoder(max_line=max_line)
         self._room = self._max_stream = max_stream

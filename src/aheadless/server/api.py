@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["API"]
 
-logger = logging.getLogger("aheadless.server")
+logger: logging.Logger = logging.getLogger("aheadless.server")
 
 STREAM_HEADERS: Final = {
     "Content-Type": "application/x-ndjson; charset=utf-8",

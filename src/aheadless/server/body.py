@@ -143,7 +143,7 @@ class Inflater:
     """
 
     def __init__(self, coding: str, limit: int) -> None:
-        self.data = bytearray()
+        self.data: bytearray = bytearray()
         """What came out so far; one byte over the limit tells that there is more."""
         self._limit = limit
         self._coding = coding
@@ -181,7 +181,7 @@ class _Plain:
     """Stands for an Inflater where nothing is compressed."""
 
     def __init__(self) -> None:
-        self.data = bytearray()
+        self.data: bytearray = bytearray()
 
     def receive_data(self, chunk: bytes) -> None:
         self.data += chunk

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Replies", "RunningReply"]
 
-logger = logging.getLogger("aheadless.server")
+logger: logging.Logger = logging.getLogger("aheadless.server")
 
 # A reply is kept until it is stored and read by its client. A model that goes on and on is cut here, as one that ended.
 MAX_REPLY: Final = 1024 * 1024  # characters

@@ -71,7 +71,7 @@ class ScriptedServer:
     def __init__(self, *scripts: Script, ssl: ssl_module.SSLContext | None = None) -> None:
         self.requests: list[Request] = []
         """All requests whose head was read, in order."""
-        self.connections = 0
+        self.connections: int = 0
         """How many connections were accepted."""
         self._scripts = deque(scripts)
         self._ssl = ssl

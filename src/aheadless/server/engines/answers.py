@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnswersEngine", "default_folder"]
 
-logger = logging.getLogger("aheadless.server")
+logger: logging.Logger = logging.getLogger("aheadless.server")
 
 # A folder of documentation, not a disk: 2,000 files of at most 1 MiB, and 32 MiB together.
 MAX_FILES: Final = 2000
