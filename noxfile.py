@@ -13,6 +13,7 @@ from tarfile import TarFile
 from typing import Final
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -65,6 +66,18 @@ def ensure_redis(session: nox.Session) -> None:
         session.run("sh", "scripts/install_services.sh", external=True)
 
 
+def run_tests(session: nox.Session, *command: str) -> None:
+    """Run the tests on all cores; what fails gets a second chance alone, and the log says so.
+
+    Hundreds of them start processes and wait for them: on a machine that is busy otherwise one can come too late.
+    """
+    try:
+        session.run(*command, "--numprocesses=auto")
+    except CommandFailed:
+        session.warn("tests failed; they are run once more, one after the other: what fails again is broken")
+        session.run(*command, "--last-failed", "--last-failed-no-failures=none")
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests (arguments go to pytest).
@@ -77,11 +90,11 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
     elif session.python != THIS_PYTHON:
-        session.run("pytest", "--numprocesses=auto", "-m", "not slow")
+        run_tests(session, "pytest", "-m", "not slow")
     else:
         session.env["COVERAGE_FILE"] = str(Path(session.create_tmp(), ".coverage").resolve())
         session.run("coverage", "erase")
-        session.run("coverage", "run", "-m", "pytest", "--numprocesses=auto")
+        run_tests(session, "coverage", "run", "-m", "pytest")
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report", "--include=*/aheadless/protocol/*", "--fail-under=100")
         session.run("coverage", "report")
