@@ -26,7 +26,7 @@ from aheadless.protocol.events import Done, Event, Failure, Start, Token
 from aheadless.protocol.turn import Turn, TurnState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Generator
     from types import TracebackType
 
     from aheadless.exceptions import Phase
@@ -642,10 +642,12 @@ class EventCursor(_Cursor[Event]):
     def __aiter__(self) -> EventCursor:
         return self
 
-    # Not a coroutine of its own: its frame would hold the cursor for as long as anybody holds the frame, as the
-    # traceback of an error that was caught on the way does.
-    def __anext__(self) -> Coroutine[object, object, Event]:
-        return self._drive().take_event()
+    async def __anext__(self) -> Event:
+        try:
+            return await self._drive().take_event()
+        finally:
+            # Somebody may hold this frame, as the traceback of an error that was caught on the way does: without it.
+            del self
 
 
 class TextCursor(_Cursor[str]):
@@ -656,5 +658,8 @@ class TextCursor(_Cursor[str]):
     def __aiter__(self) -> TextCursor:
         return self
 
-    def __anext__(self) -> Coroutine[object, object, str]:
-        return self._drive().take_text()
+    async def __anext__(self) -> str:
+        try:
+            return await self._drive().take_text()
+        finally:
+            del self  # as above
