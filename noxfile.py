@@ -56,8 +56,8 @@ find_pyenv()
 
 
 def install(session: nox.Session, *groups: str) -> None:
-    """Install the package with its command line and its stores, and dependency groups."""
-    session.install("-e", ".[cli,redis]", *nox.project.dependency_groups(PROJECT, *groups))
+    """Install the package with all of its extras, and dependency groups."""
+    session.install("-e", ".[cli,redis,discord,slack,telegram,starlette,otel]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
 def ensure_redis(session: nox.Session) -> None:
