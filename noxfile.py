@@ -57,7 +57,8 @@ find_pyenv()
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install the package with all of its extras, and dependency groups."""
-    session.install("-e", ".[cli,redis,discord,slack,telegram,starlette,otel]", *nox.project.dependency_groups(PROJECT, *groups))
+    extras = "cli,redis,discord,slack,telegram,starlette,otel"
+    session.install("-e", f".[{extras}]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
 def ensure_redis(session: nox.Session) -> None:
