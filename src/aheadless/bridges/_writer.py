@@ -300,11 +300,6 @@ class _Writer(Generic[M]):
         except RetryLater as exc:
             self._last_error = exc
             schedule.postponed(self._now(), exc.seconds)
-        except MessageGone as exc:
-            self._gone += 1
-            self._messages[number] = _Shown(None, "")
-            if self._gone > MAX_GONE:
-                self.failure = exc
         except PageRefused as exc:
             self.failure = exc
         except asyncio.CancelledError:
@@ -327,5 +322,12 @@ class _Writer(Generic[M]):
         if shown.message is None:
             shown.message = await self._page.post(text)
         else:
-            await self._page.edit(shown.message, text)
+            try:
+                await self._page.edit(shown.message, text)
+            except MessageGone as exc:
+                self._gone += 1
+                if self._gone > MAX_GONE:
+                    raise PageRefused("messages are deleted as they come") from exc
+                self._messages[number] = _Shown(None, "")
+                return
         shown.text = text
