@@ -34,7 +34,7 @@ class FakePage:
         self.messages: list[str | None] = []
         """What people see; None for a message that was deleted."""
         self.calls: list[Call] = []
-        self.faults: deque[Exception | float | None] = deque()
+        self.faults: deque[BaseException | float | None] = deque()
         """What is in the way of the next calls: an error, another time that it takes, or nothing."""
         self._posted = asyncio.Condition()
 
@@ -71,7 +71,7 @@ class FakePage:
         fault = self.faults.popleft() if self.faults else None
         await asyncio.sleep(fault if isinstance(fault, float) else self.takes)
         self.calls.append(Call(kind, text, began, now()))
-        if isinstance(fault, Exception):
+        if isinstance(fault, BaseException):
             raise fault
 
 
