@@ -14,7 +14,7 @@ import ssl as ssl_module
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
@@ -53,7 +53,10 @@ if TYPE_CHECKING:
     from aheadless._options import Secret, Timeouts
     from aheadless.exceptions import Phase
 
-__all__ = ["Answer", "Key", "Transport"]
+__all__ = ["Answer", "Key", "OnNews", "Transport"]
+
+OnNews: TypeAlias = "Callable[[Delivery, float | None], None]"
+"""Hears of a request on its way: :meth:`Transport.open_stream` tells what."""
 
 USER_AGENT: Final = f"aheadless/{__version__} aiohttp/{aiohttp.__version__}"
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -91,26 +94,33 @@ class _Evidence:
     """What aiohttp's trace told of one request."""
 
     on_connected: Callable[[], None] | None = None
-    on_news: Callable[[Delivery], None] | None = None
-    traced: bool = False
+    on_news: OnNews | None = None
+    started_at: float | None = None
+    connect: float | None = None
+    """How many seconds it took to connect; None if an open connection is used again, or as long as there is none."""
     sent: bool = False
 
     @property
     def delivery(self) -> Delivery:
         """Unless the trace shows that no header was written, the message may have arrived."""
-        return Delivery.NOT_SENT if self.traced and not self.sent else Delivery.UNKNOWN
+        return Delivery.NOT_SENT if self.started_at is not None and not self.sent else Delivery.UNKNOWN
 
     def tell(self) -> None:
         """Tell whoever waits for the answer, and may give up on it, how the delivery stands."""
         if self.on_news is not None:
-            self.on_news(self.delivery)
+            self.on_news(self.delivery, self.connect)
 
 
 def _make_trace() -> aiohttp.TraceConfig:
     async def started(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None:
-            evidence.traced = True
+            evidence.started_at = asyncio.get_running_loop().time()
             evidence.tell()
+
+    async def created(session: object, context: object, params: object) -> None:
+        if (evidence := _evidence(context)) is not None and evidence.started_at is not None:
+            evidence.connect = asyncio.get_running_loop().time() - evidence.started_at
+        await connected(session, context, params)
 
     async def connected(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None and evidence.on_connected is not None:
@@ -123,7 +133,7 @@ def _make_trace() -> aiohttp.TraceConfig:
 
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(started)
-    trace.on_connection_create_end.append(connected)
+    trace.on_connection_create_end.append(created)
     trace.on_connection_reuseconn.append(connected)
     trace.on_request_headers_sent.append(sent)
     trace.freeze()
@@ -397,13 +407,12 @@ class Transport:
         self._max_connections = max_connections
         self._trace: aiohttp.TraceConfig | None = None
 
-    async def open_stream(
-        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: Callable[[Delivery], None]
-    ) -> Answer:
+    async def open_stream(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: OnNews) -> Answer:
         """Post a question and return its answer as soon as the headers are there and tell of a success.
 
-        `on_news` hears how the delivery stands while this waits, if that can be told; when it hears that the message
-        may have arrived, nothing was written yet, and what it raises keeps it so.
+        `on_news` hears how the delivery stands while this waits, if that can be told, and how many seconds a new
+        connection took, if one was made; when it hears that the message may have arrived, nothing was written yet, and
+        what it raises keeps it so.
 
         Raises ConnectError, ConnectionLostError, RequestTimeoutError, StatusError or ProtocolError, each with its
         verdict on the delivery. If cancelled, the connection is closed, and the message may have been stored.
@@ -413,9 +422,7 @@ class Transport:
         )
         return await self._request("POST", path, key, limits, accept="application/x-ndjson", body=body, on_news=on_news)
 
-    async def post(
-        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: Callable[[Delivery], None]
-    ) -> bytes:
+    async def post(self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: OnNews) -> bytes:
         """Post a question and return the body of the JSON answer. News, errors, cancel: as :meth:`open_stream`."""
         return (await self._fetch("POST", path, key, timeouts, body=body, on_news=on_news))[0]
 
@@ -443,7 +450,7 @@ class Transport:
         timeouts: Timeouts,
         *,
         body: bytes | None,
-        on_news: Callable[[Delivery], None] | None = None,
+        on_news: OnNews | None = None,
     ) -> tuple[bytes, datetime | None]:
         limits = _Limits.start(connect=timeouts.connect, wait=timeouts.send, phase="total", total=None)
         answer = await self._request(method, path, key, limits, accept="application/json", body=body, on_news=on_news)
@@ -468,7 +475,7 @@ class Transport:
         *,
         accept: str,
         body: bytes | None,
-        on_news: Callable[[Delivery], None] | None,
+        on_news: OnNews | None,
     ) -> Answer:
         try:
             return await self._open(method, path, key, limits, accept=accept, body=body, on_news=on_news)
@@ -486,7 +493,7 @@ class Transport:
         *,
         accept: str,
         body: bytes | None,
-        on_news: Callable[[Delivery], None] | None,
+        on_news: OnNews | None,
     ) -> Answer:
         session = self._open_session()
         headers: dict[str, str] = {"User-Agent": USER_AGENT, **self._headers, "Accept": accept}

@@ -199,12 +199,13 @@ class Question:
     async def _post(self, stream: ReplyStream) -> Source:
         keeper, session = self.core.keeper, self.session
 
-        def on_news(delivery: Delivery) -> None:
+        def on_news(delivery: Delivery, connect: float | None) -> None:
             if stream.state is not TurnState.WAITING:
                 # It was ended from outside as not sent, and this comes before anything is.
                 raise TimeoutError
             if keeper is not None:
                 keeper.check(session)
+            stream.note_connection(connect)
             stream.note_delivery(self._verdict(delivery))
 
         transport, timeouts = self.core.transport, self.timeouts
