@@ -32,6 +32,7 @@ PYTHONS: Final = list(dict.fromkeys([*nox.project.python_versions(PROJECT), THIS
 # What the demo answers from, what the type checkers of users need, and the licence.
 IN_WHEEL: Final = (
     "aheadless/py.typed",
+    "aheadless_pytest.py",
     "aheadless/server/_docs/README.md",
     "aheadless/server/_docs/tutorial.md",
     "aheadless/server/_docs/howto/self-host.md",

@@ -184,7 +184,10 @@ class ReplyStream:
         self._delivery = Delivery.NOT_SENT  # as long as there is no source
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[object] | None = None
-        self._sent_at = 0.0
+        self._driven_at: float | None = None
+        self._sent_at: float | None = None
+        self._ended_at: float | None = None
+        self._connect: float | None = None
         self._first_token_at: float | None = None
         self._held = 0.0  # seconds for which the reader, before the first token, did not wait for it
         self._given_at: float | None = None
@@ -214,6 +217,17 @@ class ReplyStream:
     def snapshot(self) -> str:
         """The text so far: the joined tokens that were given out."""
         return self._turn.text
+
+    @property
+    def timings(self) -> Timings:
+        """How long the turn took, or has taken until now."""
+        now = self._ended_at
+        if now is None:
+            now = 0.0 if self._loop is None else self._loop.time()
+        driven_at = now if self._driven_at is None else self._driven_at
+        sent_at = now if self._sent_at is None else self._sent_at
+        first = None if self._first_token_at is None else self._first_token_at - sent_at
+        return Timings(first, now - sent_at, queued=sent_at - driven_at, connect=self._connect)
 
     @property
     def task(self) -> asyncio.Task[object] | None:
@@ -301,6 +315,7 @@ class ReplyStream:
 
     async def _open(self) -> None:
         """Get the source, or an outcome that says why not."""
+        self._driven_at = self._now()
         try:
             async with asyncio.timeout(None) as self._scope:
                 await self._wiring.enter(self)
@@ -455,13 +470,13 @@ class ReplyStream:
         return error
 
     def _make_reply(self, done: Done) -> Reply:
-        first = self._first_token_at
+        self._ended_at = self._now()
         return Reply(
             done.text,
             session_id=self.session_id,
             conversation_id=done.conversation_id,
             streamed_text=self._turn.text,
-            timings=Timings(None if first is None else first - self._sent_at, self._now() - self._sent_at),
+            timings=self.timings,
             recovered=self._recovered,
         )
 
@@ -505,6 +520,11 @@ class ReplyStream:
         """Take note that a request is about to be made; whether it arrives is not known until told otherwise."""
         self._delivery = Delivery.UNKNOWN
         self._sent_at = self._now()
+        self._connect = None
+
+    def note_connection(self, seconds: float | None) -> None:
+        """Take note of how long it took until there was a new connection; None: an open one is used again."""
+        self._connect = seconds
 
     def note_recovered(self) -> None:
         """Take note that the answer that comes was read back from the server's history."""
@@ -519,6 +539,8 @@ class ReplyStream:
         if self._outcome is not None:
             return
         self._outcome = outcome
+        if self._ended_at is None and self._loop is not None:
+            self._ended_at = self._loop.time()
         self._turn.interrupt()
         if isinstance(outcome, AheadlessError):
             outcome.session_id = self.session_id
