@@ -29,12 +29,14 @@ class LineSplitter:
 
     Give it chunks with :meth:`receive_data`, take lines with :meth:`next_line`. A line in crumbs costs O(length): its
     pieces are kept apart and joined once, when the newline comes. Of an unfinished line at most `max_line` bytes are
-    held; the complete lines of a chunk are held until they are taken.
+    held; the complete lines of a chunk are held, as one block, until they are taken.
     """
 
     def __init__(self, *, max_line: int = MAX_LINE) -> None:
         self.max_line = max_line
-        self._lines: deque[bytes] = deque()
+        self._blocks: deque[bytes] = deque()
+        self._at = 0  # where the next line begins in the first of them
+        self._shown = False  # whether that one was given as a block
         self._pieces: list[bytes] = []
         self._size = 0  # of those pieces together
         self._eof = False
@@ -43,12 +45,14 @@ class LineSplitter:
 
     def receive_data(self, chunk: bytes) -> None:
         """Take the next bytes. A line over the bound is reported by :meth:`next_line` when its turn comes."""
-        first, *rest = chunk.split(b"\n")
-        self._extend(first)
-        if rest:
-            self._lines.append(self._join())
-            self._extend(rest.pop())
-            self._lines.extend(rest)
+        if end := chunk.rfind(b"\n") + 1:
+            self._pieces.append(chunk[:end])
+            self._blocks.append(self._join())
+            chunk = chunk[end:]
+        # One byte over the bound is enough to know; the rest of an endless line is not kept.
+        if piece := chunk[: self.max_line + 1 - self._size]:
+            self._pieces.append(piece)
+            self._size += len(piece)
 
     def receive_eof(self) -> None:
         """Take the end of the bytes: what is left without a newline becomes the last line."""
@@ -57,15 +61,35 @@ class LineSplitter:
     @property
     def pending(self) -> bool:
         """Whether bytes are held that no line was made of yet, or lines that were not taken."""
-        return bool(self._lines or self._pieces)
+        return bool(self._blocks or self._pieces)
+
+    def next_block(self) -> bytes:
+        """Return complete lines as they came, which are not taken by this; empty if there are none.
+
+        They are shown once: to have them again after a look that was in vain would cost as much as they are long.
+        """
+        if self._shown or not self._blocks:
+            return b""
+        self._shown = True
+        return self._blocks[0][self._at :]
+
+    def skip(self, size: int) -> None:
+        """Take so many bytes, which end with a newline, of what :meth:`next_block` gave."""
+        self._at += size
+        if self._at == len(self._blocks[0]):
+            self._blocks.popleft()
+            self._at = 0
+            self._shown = False
 
     def next_line(self) -> bytes | None:
         """Return the next line without its newline, or None if more bytes are needed.
 
         Raises ProtocolError when the line is longer than the bound.
         """
-        if self._lines:
-            line = self._lines.popleft()
+        if self._blocks:
+            end = self._blocks[0].index(b"\n", self._at)
+            line = self._blocks[0][self._at : end]
+            self.skip(len(line) + 1)
         elif self._eof and self._pieces:
             line = self._join()
             self.unterminated = True
@@ -77,18 +101,11 @@ class LineSplitter:
             self._refuse()
         return line
 
-    def _extend(self, piece: bytes) -> None:
-        # One byte over the bound is enough to know; the rest of an endless line is not kept.
-        piece = piece[: self.max_line + 1 - self._size]
-        if piece:
-            self._pieces.append(piece)
-            self._size += len(piece)
-
     def _join(self) -> bytes:
-        line = b"".join(self._pieces)
+        joined = b"".join(self._pieces)
         self._pieces.clear()
         self._size = 0
-        return line
+        return joined
 
     def _refuse(self) -> NoReturn:
         raise ProtocolError(f"a line is longer than {self.max_line} bytes")
@@ -113,6 +130,15 @@ class NDJSONDecoder:
     def receive_eof(self) -> None:
         """Take the end of the bytes."""
         self._splitter.receive_eof()
+
+    def next_block(self) -> bytes:
+        """Return complete lines as they came, without taking them; each is shown once. Empty if there are none."""
+        return self._splitter.next_block()
+
+    def skip(self, size: int, lines: int) -> None:
+        """Take so many bytes, which are so many lines, of what :meth:`next_block` gave."""
+        self._splitter.skip(size)
+        self.line_number += lines
 
     def next_object(self) -> dict[str, object] | None:
         """Return the next object, or None if more bytes are needed.

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from aheadless.exceptions import Delivery, ProtocolError, StreamInterruptedError
-from aheadless.protocol.codec import decode_event, join_surrogates, remainder
+from aheadless.protocol.codec import decode_event, decode_tokens, join_surrogates, remainder
 from aheadless.protocol.events import Done, Failure, Start, Token, Unknown
 from aheadless.protocol.ndjson import MAX_LINE, NDJSONDecoder
 
@@ -63,6 +63,12 @@ class Turn:
     def __init__(self, *, max_line: int = MAX_LINE, max_stream: int = MAX_STREAM) -> None:
         self.state: TurnState = TurnState.WAITING
         self.conversation_id: str | None = None
+        self.ready: list[Token] = []
+        """Tokens that were decoded ahead, the next one last: to take one from the end is to be given it.
+
+        It stays the same list as long as the turn lives, so that a reader can hold on to it.
+        """
+        self._max_line = max_line
         self._decoder = NDJSONDecoder(max_line=max_line)
         self._room = self._max_stream = max_stream
         self._overflowed = False
@@ -70,6 +76,7 @@ class Turn:
         self._parts: list[str] = []
         self._half = ""  # the high half of a surrogate pair whose low half has not come
         self._postponed: deque[Event] = deque()
+        self._ahead: list[Token] = []  # what `ready` was filled with, in order
         self._given: str | None = None  # when it was ended from this side: the text of the tokens that were given
 
     @property
@@ -85,6 +92,7 @@ class Turn:
     @property
     def text(self) -> str:
         """The joined text of the tokens given so far."""
+        self._fold()
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         return self._parts[0] if self._parts else ""
@@ -114,6 +122,8 @@ class Turn:
         Raises ProtocolError at what breaks the protocol and StreamInterruptedError at an end of the bytes that
         neither `done` nor `error` announced; both carry the partial text, and both end the turn.
         """
+        if self.ready or self._read_ahead():
+            return self.ready.pop()
         while not self.over and (event := self._take()) is not None:
             state = self._next_state(event)
             if type(event) is Token:
@@ -138,6 +148,8 @@ class Turn:
         """End the turn from this side, unless it is over."""
         if not self.over:
             self._given = self.text
+            self.ready.clear()
+            self._ahead.clear()
             self._flush()
             self.state = TurnState.INTERRUPTED
 
@@ -158,6 +170,37 @@ class Turn:
         if rest := remainder(text, given):
             self._postponed.append(Token(rest))
         self._postponed.append(Done(text, self.conversation_id or conversation_id))
+
+    def withdraw(self) -> None:
+        """Leave whoever holds :attr:`ready` an empty list: from now on its tokens are given by :meth:`next_event`."""
+        held, self.ready = self.ready, self.ready.copy()
+        held.clear()
+
+    def _read_ahead(self) -> bool:
+        """Decode the tokens at hand all at once, if there is nothing else to be minded; tell whether there are any."""
+        self._fold()
+        if self.state is not TurnState.STREAMING or self._half or self._postponed:
+            return False
+        block = self._decoder.next_block()
+        if not block or len(block) > self._max_line:
+            return False
+        tokens = decode_tokens(block)
+        if not tokens:
+            # The last line may be `done`.
+            block = block[: block.rfind(b"\n", 0, -1) + 1]
+            tokens = decode_tokens(block)
+        if not tokens:
+            return False
+        self._decoder.skip(len(block), len(tokens))
+        self._ahead += tokens
+        self.ready += reversed(tokens)
+        return True
+
+    def _fold(self) -> None:
+        """Note the texts of the tokens that were given from :attr:`ready`."""
+        if given := len(self._ahead) - len(self.ready):
+            self._parts += [token.text for token in self._ahead[:given]]
+            del self._ahead[:given]
 
     def _take(self) -> Event | None:
         if self._postponed:
