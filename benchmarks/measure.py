@@ -59,6 +59,9 @@ async def paced(base: str, client: str, streams: int, tokens: int, rate: float) 
         delays.append(time.monotonic() - float(text))
 
     async with CLIENTS[client](base, on_text) as ask:
+        # What is made once, as the connector, is made by now.
+        await ask(f"paced/1/{rate}")
+        delays.clear()
         before = resident()
         begun, cpu_begun = time.monotonic(), time.process_time()
         counts = await asyncio.gather(*(ask(f"paced/{tokens}/{rate}") for _ in range(streams)))

@@ -85,6 +85,8 @@ class Callbacks:
         )
 
     def __add__(self, other: Callbacks) -> Callbacks:
+        if self is NO_CALLBACKS or other is NO_CALLBACKS:
+            return other if self is NO_CALLBACKS else self
         return Callbacks(
             self.on_start + other.on_start,
             self.on_token + other.on_token,
@@ -272,33 +274,35 @@ class ReplyStream:
         cancelled, the turn is over as well: an event whose callbacks were not all called is in the snapshot, but is
         given to nobody.
         """
-        with _Reading(self):
+        # As `with _Reading(self)`, which costs more: this is gone through for each token that comes alone.
+        self.begin_reading()
+        try:
             if self._outcome is None:
                 if self._source is None:
                     await self._open()
                 if self._outcome is None and (event := await self._read()) is not None:
                     if type(event) is Done:
                         await self._record()
-                    await self._tell(event)
+                    if self._mailboxes or self._callbacks is not NO_CALLBACKS:
+                        await self._tell(event)
                     if self._outcome is None or type(event) is Done:
                         return event
                 await self._record()
             if isinstance(self._outcome, AheadlessError) and not isinstance(self._outcome, StreamStoppedError):
                 raise await self._told(self._outcome)
             return None
+        except BaseException as exc:
+            self.end_reading(exc)
+            raise
+        finally:
+            self._reading = False
 
-    async def take_event(self) -> Event:
-        """Return the next event as an iteration does. Errors and cancel: as :meth:`advance`."""
-        if (event := await self.advance()) is None:
-            raise StopAsyncIteration
-        return event
-
-    async def take_text(self) -> str:
-        """Return the text of the next token as an iteration does. Errors and cancel: as :meth:`advance`."""
+    async def take_text(self) -> str | None:
+        """Return the text of the next token; None when the turn is over. Errors and cancel: as :meth:`advance`."""
         while (event := await self.advance()) is not None:
             if type(event) is Token:
                 return event.text
-        raise StopAsyncIteration
+        return None
 
     @property
     def ready(self) -> list[Token]:
@@ -356,6 +360,8 @@ class ReplyStream:
             if not await self._complete(exc):
                 return None
             event = await self._next_event()  # one of those that were read back
+        if self._log is None and type(event) is Token and self._first_token_at is not None:
+            return event  # as nearly all are
         if self._log is not None:
             self._log(event)
         if type(event) is Done:
@@ -490,7 +496,8 @@ class ReplyStream:
         )
 
     def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+        assert self._loop is not None  # noqa: S101 - only asked while somebody reads
+        return self._loop.time()
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -594,11 +601,13 @@ class ReplyStream:
 
     def begin_reading(self) -> None:
         """Let one task in."""
-        self.check_reader()
+        loop = asyncio.get_running_loop()
+        if self._reading or self._loop is not loop:
+            self.check_reader()
         self._reading = True
         if self._outcome is None:
             self._task = asyncio.current_task()
-            self._loop = asyncio.get_running_loop()
+            self._loop = loop
 
     def end_reading(self, error: BaseException | None) -> None:
         """Let it out. An error that is not the turn's own, a cancel or one of the user's, ends the turn."""
@@ -660,7 +669,7 @@ class _Cursor(Generic[T]):
         if not self._drives:
             self._stream.check_reader()
             self._drives = True
-        self._ready = self._stream.ready
+            self._ready = self._stream.ready
         return self._stream
 
 
@@ -676,7 +685,9 @@ class EventCursor(_Cursor[Event]):
         if self._ready:
             return self._ready.pop()
         try:
-            return await self._drive().take_event()
+            if (event := await self._drive().advance()) is None:
+                raise StopAsyncIteration
+            return event
         finally:
             # Somebody may hold this frame, as the traceback of an error that was caught on the way does: without it.
             del self
@@ -694,6 +705,8 @@ class TextCursor(_Cursor[str]):
         if self._ready:
             return self._ready.pop().text
         try:
-            return await self._drive().take_text()
+            if (text := await self._drive().take_text()) is None:
+                raise StopAsyncIteration
+            return text
         finally:
             del self  # as above

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from aheadless.exceptions import Delivery, ProtocolError, StreamInterruptedError
@@ -75,8 +74,9 @@ class Turn:
         self._eof = False
         self._parts: list[str] = []
         self._half = ""  # the high half of a surrogate pair whose low half has not come
-        self._postponed: deque[Event] = deque()
+        self._postponed: list[Event] = []  # a handful
         self._ahead: list[Token] = []  # what `ready` was filled with, in order
+        self._drained = False  # whether nothing can come before the next bytes
         self._given: str | None = None  # when it was ended from this side: the text of the tokens that were given
 
     @property
@@ -109,12 +109,14 @@ class Turn:
             chunk = chunk[: self._room]
             self._overflowed = True
         self._room -= len(chunk)
+        self._drained = False
         self._decoder.receive_data(chunk)
 
     def receive_eof(self) -> None:
         """Take the end of the bytes."""
         self._decoder.receive_eof()
         self._eof = True
+        self._drained = False
 
     def next_event(self) -> Event | None:
         """Return the next event, or None if more bytes are needed or the turn is over.
@@ -122,8 +124,10 @@ class Turn:
         Raises ProtocolError at what breaks the protocol and StreamInterruptedError at an end of the bytes that
         neither `done` nor `error` announced; both carry the partial text, and both end the turn.
         """
-        if self.ready or self._read_ahead():
+        if self.ready or (not self._drained and self._read_ahead()):
             return self.ready.pop()
+        if self._drained:
+            return None
         while not self.over and (event := self._take()) is not None:
             state = self._next_state(event)
             if type(event) is Token:
@@ -135,7 +139,7 @@ class Turn:
                 self._parts.append(text)
             elif self._half and type(event) is not Unknown:
                 # The other half can no longer come: what was held goes out first.
-                self._postponed.appendleft(event)
+                self._postponed.insert(0, event)
                 event = Token(self._flush())
                 state = self.state
             elif type(event) is Start:
@@ -163,6 +167,7 @@ class Turn:
         given, self._given, self._half = self._given or "", None, ""
         self._parts = [given]
         self._postponed.clear()
+        self._drained = False
         self.state = TurnState.STREAMING
         if self.conversation_id is None:
             self.state = TurnState.WAITING
@@ -191,9 +196,10 @@ class Turn:
             tokens = decode_tokens(block)
         if not tokens:
             return False
-        self._decoder.skip(len(block), len(tokens))
+        self._decoder.skip_lines(len(block), len(tokens))
         self._ahead += tokens
         self.ready += reversed(tokens)
+        self._drained = not (self._decoder.pending or self._overflowed or self._eof)
         return True
 
     def _fold(self) -> None:
@@ -204,7 +210,7 @@ class Turn:
 
     def _take(self) -> Event | None:
         if self._postponed:
-            return self._postponed.popleft()
+            return self._postponed.pop(0)
         line = None
         try:
             if (line := self._decoder.next_line()) is not None:
