@@ -261,3 +261,12 @@ CLIENTS: dict[str, Callable[..., contextlib.AbstractAsyncContextManager[Ask]]] =
     "anthropic": anthropic_sdk,
     "openai": openai_sdk,
 }
+
+PACKAGES: dict[str, tuple[str, ...]] = {client: () for client in CLIENTS} | {
+    "aiohttp + orjson": ("orjson",),
+    "httpx + json": ("httpx",),
+    "ollama": ("ollama",),
+    "anthropic": ("anthropic",),
+    "openai": ("openai",),
+}
+"""What has to be installed beside aheadless itself."""

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -164,9 +165,19 @@ def decoding(tokens: int, rounds: int) -> list[float]:
     return figures
 
 
+def process(command: list[str]) -> float:
+    """Return the seconds of CPU that a whole process takes, itself and what it waits for."""
+    before = os.times()
+    subprocess.run(command, check=True, capture_output=True)
+    after = os.times()
+    return (after.children_user - before.children_user) + (after.children_system - before.children_system)
+
+
 async def run(what: str, arguments: dict[str, Any]) -> Any:
     if what == "decoding":
         return decoding(**arguments)
+    if what == "process":
+        return process(**arguments)
     measurements: dict[str, Callable[..., Awaitable[Any]]] = {
         "cpu": cpu,
         "paced": paced,
