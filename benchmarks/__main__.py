@@ -139,7 +139,9 @@ def decoding(bench: Bench) -> None:
     bench.ratio("on_token with a plain function ÷ iteration, burst", burst[ON_TOKEN], burst[OURS], 1.0)
     for peer, goal in zip(PEERS, (12, 60, 80), strict=True):
         if peer in burst:
-            bench.ratio(f"{peer}'s SDK ÷ ours, CPU a token, burst", burst[peer], burst[OURS], goal, less_is_better=False)
+            bench.ratio(
+                f"{peer}'s SDK ÷ ours, CPU a token, burst", burst[peer], burst[OURS], goal, less_is_better=False
+            )
 
 
 def pieces(bench: Bench) -> None:
@@ -221,14 +223,18 @@ def first_token(bench: Bench) -> None:
     )["all"]
     medians = {client: [statistics.median(one[client]) for one in found] for client in clients}
     more = sorted(our - their for our, their in zip(medians[OURS], medians[PLAIN], strict=True))
-    bench.rows.append(Row("first token, warm, later than aiohttp + orjson by", statistics.median(more), 100, unit=" µs"))
+    bench.rows.append(
+        Row("first token, warm, later than aiohttp + orjson by", statistics.median(more), 100, unit=" µs")
+    )
     bench.found["first_token"] = {client: statistics.median(figures) for client, figures in medians.items()}
 
 
 def long_lines(bench: Bench) -> None:
     """One line of 1 to 64 MiB in pieces of 16 KiB: the time grows as its length does."""
     sizes = [2**20 * size for size in (1, 2, 4, 8, 16, 32, 64)]
-    found = bench.in_turns("long lines", bench.rounds, {"all": lambda: bench.measure("lines", base="", sizes=sizes)})["all"]
+    found = bench.in_turns("long lines", bench.rounds, {"all": lambda: bench.measure("lines", base="", sizes=sizes)})[
+        "all"
+    ]
     seconds = [min(one[index] for one in found) for index in range(len(sizes))]
     slope = statistics.linear_regression([*map(math.log, sizes)], [*map(math.log, seconds)]).slope
     bench.rows.append(Row("one line of 1 to 64 MiB in 16 KiB pieces: exponent of the time", slope, 1.1, unit=""))
@@ -288,7 +294,8 @@ def server(bench: Bench) -> None:
         {name: lambda name=name: servers.measured(name, turns=turns, streams=streams) for name in servers.KINDS},
     )
     bench.found["server"] = {
-        name: {key: statistics.median(one[key] for one in figures) for key in figures[0]} for name, figures in found.items()
+        name: {key: statistics.median(one[key] for one in figures) for key in figures[0]}
+        for name, figures in found.items()
     }
     for key, title in (("replies", "replies a second"), ("streams", "streams a second, as many at once")):
         ours, plain = ([one[key] for one in found[name]] for name in ("aheadless", "plain"))
@@ -348,7 +355,9 @@ def machine() -> dict[str, str]:
     """Name the machine and what was measured on it."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        names = [line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("model name")]
+        names = [
+            line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("model name")
+        ]
         cpu = names[0].partition(": ")[2] if names else cpu
     packages = {package for needed in PACKAGES.values() for package in needed} | {"aheadless", "msgspec"}
     return {
@@ -393,7 +402,9 @@ def main() -> None:
         print("not installed, and left out:", ", ".join(missing))
     if not arguments.only:
         rows = [attrs.asdict(row) | {"met": row.met} for row in bench.rows]
-        RESULTS.write_text(json.dumps({"machine": about, "goals": rows, "found": bench.found}, indent=1) + "\n", "utf-8")
+        RESULTS.write_text(
+            json.dumps({"machine": about, "goals": rows, "found": bench.found}, indent=1) + "\n", "utf-8"
+        )
         plots.draw(bench.found, PICTURES)
 
 

@@ -40,7 +40,9 @@ def cpu(figures: Mapping[str, float]) -> Any:
     ranked = sorted(burst.items(), key=lambda item: -item[1])
     figure, axes = plt.subplots(figsize=(8, 0.36 * len(ranked) + 1))
     names, values = zip(*ranked, strict=True)
-    bars = axes.barh(names, values, color=[COLOURS[OURS] if name.startswith(OURS) else COLOURS[PLAIN] for name in names])
+    bars = axes.barh(
+        names, values, color=[COLOURS[OURS] if name.startswith(OURS) else COLOURS[PLAIN] for name in names]
+    )
     axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=4)
     axes.set_xscale("log")
     axes.set_xlabel("µs of CPU a token (logarithmic): 20,000 tokens in one stream, one HTTP chunk each")
