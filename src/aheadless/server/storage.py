@@ -58,7 +58,7 @@ _SIGNS: Final = _ALPHABET.encode("ascii") * 7 + bytes(4)
 _LEFT_OVER: Final = bytes(range(252, 256))
 _ID: Final = re.compile(r"[a-z0-9]{32}")
 
-# What waits while a transaction is made goes into the next one together. More would make the first of them wait too long.
+# What waits while a transaction is made goes into the next one together. With more, the first would wait too long.
 MAX_BATCH: Final = 200
 
 Begin: TypeAlias = Literal["BEGIN", "BEGIN IMMEDIATE"]
@@ -299,7 +299,7 @@ def _first_units(text: str, units: int) -> str:
 
 def _new_id(first: str) -> str:
     while True:
-        # Seven bytes stand for each sign, and those that are left over are thrown away: nearly always 31 are left of 48.
+        # Seven bytes stand for each sign; the few others are thrown away, and 31 of 48 are left nearly always.
         signs = secrets.token_bytes(48).translate(_SIGNS, delete=_LEFT_OVER)
         if len(signs) >= 31:  # noqa: PLR2004 - 32 with the first
             return first + signs[:31].decode("ascii")
