@@ -239,6 +239,13 @@ def leaks(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure every goal beside the peers, and draw the plots (arguments go on, as `--quick`)."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
 def mutation(session: nox.Session) -> None:
     """Change the protocol, retries and pacing in some 800 ways, and count which of them no test notices."""
     install(session, "test", "mutation")

@@ -1,9 +1,9 @@
 """Measure every goal of this project in one run: `python -m benchmarks [--quick] [--only NAME …]`.
 
-Each figure is a ratio of two measurements of this run, each in a process of its own on a core of its own, taken in turns and
-summed up by their medians; the responder has the other core. Microseconds differ from machine to machine, and on a shared
-one from minute to minute; ratios do so much less. The table goes to stdout, everything to `results.json`, and the plots to
-`docs/pictures/`. Peers that are not installed are left out and named.
+Each figure is a ratio of two measurements of this run, each in a process of its own on a core of its own, taken in
+turns and summed up by their medians; the responder has the other core. Microseconds differ from machine to machine, and
+on a shared one from minute to minute; ratios do so much less. The table goes to stdout, everything to
+`benchmarks/results.json`, and the plots to `docs/pictures/`. Peers that are not installed are left out and named.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks import plots, servers
 from benchmarks.clients import PACKAGES
 
-RESULTS = Path("results.json")
+RESULTS = Path("benchmarks/results.json")
 PICTURES = Path("docs/pictures")
 FLOOR, PLAIN, OURS, TEXT, ON_TOKEN = (
     "aiohttp, read only",
@@ -79,7 +79,7 @@ class Bench:
         return json.loads(done.stdout)
 
     def in_turns(self, title: str, rounds: int, measurements: dict[str, Callable[[], Any]]) -> dict[str, list[Any]]:
-        """Take each measurement `rounds` times, one after the other, so that all share what the machine does meanwhile."""
+        """Take each measurement `rounds` times, in turns, so that all share what the machine does meanwhile."""
         found: dict[str, list[Any]] = {name: [] for name in measurements}
         task = self._progress.add_task(title, total=rounds * len(measurements))
         for _ in range(rounds):
@@ -186,18 +186,12 @@ def many(bench: Bench) -> None:
     for streams in counts:
         rate = min(2000 / streams, 50)
         seconds = 5 if bench.quick else 10
+        arguments = {"base": bench.base, "streams": streams, "tokens": max(int(rate * seconds), 1), "rate": rate}
         found = bench.in_turns(
             f"{streams:,} paced streams",
             1 if bench.quick else 3,
             {
-                client: lambda client=client: bench.measure(
-                    "paced",
-                    base=bench.base,
-                    client=client,
-                    streams=streams,
-                    tokens=max(int(rate * seconds), 1),
-                    rate=rate,
-                )
+                client: lambda client=client, arguments=arguments: bench.measure("paced", client=client, **arguments)
                 for client in clients
                 if client in {PLAIN, OURS} or streams <= 1000
             },

@@ -262,7 +262,7 @@ CLIENTS: dict[str, Callable[..., contextlib.AbstractAsyncContextManager[Ask]]] =
     "openai": openai_sdk,
 }
 
-PACKAGES: dict[str, tuple[str, ...]] = {client: () for client in CLIENTS} | {
+PACKAGES: dict[str, tuple[str, ...]] = dict.fromkeys(CLIENTS, ()) | {
     "aiohttp + orjson": ("orjson",),
     "httpx + json": ("httpx",),
     "ollama": ("ollama",),

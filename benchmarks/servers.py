@@ -96,9 +96,9 @@ async def plain_stream(request: web.Request) -> web.StreamResponse:
 class Asker(asyncio.Protocol):
     """Asks over one connection, again and again, as little as possible being done with the answers."""
 
-    def __init__(self, requests: list[bytes], stream: bool, ended: asyncio.Future[None]) -> None:
+    def __init__(self, requests: list[bytes], end: bytes, ended: asyncio.Future[None]) -> None:
         self.requests = requests
-        self.end = b"0\r\n\r\n" if stream else b'"}'
+        self.end = end
         self.ended = ended
         self.tail = b""
 
@@ -135,14 +135,13 @@ async def ask_all(port: int, path: str, *, turns: int, connections: int) -> floa
     """Return how many answers a second there were."""
     loop = asyncio.get_running_loop()
     requests = [request(path, f"bench-{number}") for number in range(turns)]
+    end = b"0\r\n\r\n" if path.endswith("stream") else b'"}'
     begun = time.perf_counter()
     ends = []
     for _ in range(connections):
         ended = loop.create_future()
         ends.append(ended)
-        await loop.create_connection(
-            lambda ended=ended: Asker(requests, path.endswith("stream"), ended), "127.0.0.1", port
-        )
+        await loop.create_connection(lambda ended=ended: Asker(requests, end, ended), "127.0.0.1", port)
     await asyncio.gather(*ends)
     return turns / (time.perf_counter() - begun)
 

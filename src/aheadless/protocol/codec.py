@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Final, assert_never, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import attrs
 import msgspec
@@ -52,6 +52,7 @@ _JS_BLANKS: Final = (
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
+_encode_known = msgspec.json.Encoder().encode
 _decode_line = msgspec.json.Decoder(Start | Token | Done | Failure).decode
 _decode_token_lines = msgspec.json.Decoder(Token).decode_lines
 
@@ -121,20 +122,12 @@ def _string(data: Mapping[str, object], name: str, owner: str) -> str:
 
 def encode_event(event: Event) -> bytes:
     """Return the line for an event, its newline included. Half a surrogate pair is written as a `\\ud83d` escape."""
-    match event:
-        case Token():
-            data: Mapping[str, object] = {"type": "token", "token": event.text}
-        case Start():
-            data = {"type": "start", "conversationId": event.conversation_id}
-        case Done():
-            data = {"type": "done", "message": event.text, "conversationId": event.conversation_id}
-        case Failure():
-            data = {"type": "error", "error": event.reason}
-        case Unknown():
-            data = event.data
-        case _:  # pragma: no cover - unreachable: mypy proves that the union is exhausted
-            assert_never(event)
-    return _encode(data) + b"\n"
+    if isinstance(event, Unknown):
+        return _encode(event.data) + b"\n"
+    try:
+        return _encode_known(event) + b"\n"  # a third of the time
+    except UnicodeEncodeError:
+        return _encode(msgspec.to_builtins(event)) + b"\n"
 
 
 def join_surrogates(text: str) -> str:
