@@ -12,7 +12,6 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.test.utils import override_settings
 from django.urls import path
-from django.utils.decorators import sync_only_middleware
 
 from aheadless.bridges.django import stream_response
 from aheadless.bridges.web import ByteStream
@@ -22,7 +21,6 @@ if not settings.configured:  # once in a process; what a test needs of its own i
     settings.configure(ALLOWED_HOSTS=["127.0.0.1"], LOGGING_CONFIG=None)
 
 
-@sync_only_middleware
 def old_middleware(get_response: Callable[[HttpRequest], HttpResponseBase]) -> object:
     """Middleware as it was before there was ASGI: Django runs it on a thread."""
     return get_response

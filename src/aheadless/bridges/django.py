@@ -23,8 +23,8 @@ __all__ = ["stream_response"]
 async def stream_response(body: ByteStream, *, headers: Mapping[str, str] | None = None) -> HttpResponseBase:
     """Open a stream and return the answer that sends it, or the refusal of its turn with its status.
 
-    `headers` go along with either: a `Set-Cookie`, say. For asynchronous views under ASGI, which Django cancels when the
-    browser leaves; the upstream is then closed at once.
+    `headers` go along with either: a `Set-Cookie`, say. For asynchronous views under ASGI, which Django cancels when
+    the browser leaves; the upstream is then closed at once.
     """
     try:
         await body.open()
