@@ -12,6 +12,10 @@ import aheadless
 MODULES = [
     "aheadless",
     "aheadless.admin",
+    "aheadless.bridges.aiohttp",
+    "aheadless.bridges.django",
+    "aheadless.bridges.litestar",
+    "aheadless.bridges.quart",
     "aheadless.bridges.web",
     "aheadless.exceptions",
     "aheadless.server",

@@ -1,0 +1,55 @@
+"""Replies as answers of Litestar, under any ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from litestar import Request, Response
+from litestar.background_tasks import BackgroundTask
+from litestar.response import Stream
+
+from aheadless.bridges.web import refusal
+from aheadless.exceptions import AheadlessError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from litestar.types import Receive
+
+    from aheadless.bridges.web import ByteStream
+
+__all__ = ["stream_response"]
+
+
+async def stream_response(
+    request: Request[Any, Any, Any], body: ByteStream, *, headers: Mapping[str, str] | None = None
+) -> Response[Any]:
+    """Open a stream and return the answer that sends it, or the refusal of its turn with its status.
+
+    `headers` go along with either: a `Set-Cookie`, say. When the browser leaves, the upstream is closed at once, also
+    while this waits for the first event: from the call on, nothing else can read the request's body.
+    """
+    leaving = asyncio.ensure_future(_close_on_leave(body, request.receive))
+    try:
+        await body.open()
+    except AheadlessError as error:
+        refused = refusal(error)
+        return Response(refused.body, status_code=refused.status, headers={**refused.headers, **(headers or {})})
+    finally:
+        leaving.cancel()
+        await asyncio.wait([leaving])
+    return Stream(
+        body,
+        status_code=200,
+        media_type=body.media_type,
+        headers={**body.headers, **(headers or {})},
+        # Litestar stops sending when the browser leaves, and then comes to this; what it sends it does not close.
+        background=BackgroundTask(body.aclose),
+    )
+
+
+async def _close_on_leave(body: ByteStream, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    await body.aclose()

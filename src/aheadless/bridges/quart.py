@@ -1,0 +1,34 @@
+"""Replies as answers of Quart, under any ASGI server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quart import Response
+
+from aheadless.bridges.web import refusal
+from aheadless.exceptions import AheadlessError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aheadless.bridges.web import ByteStream
+
+__all__ = ["stream_response"]
+
+
+async def stream_response(body: ByteStream, *, headers: Mapping[str, str] | None = None) -> Response:
+    """Open a stream and return the answer that sends it, or the refusal of its turn with its status.
+
+    `headers` go along with either: a `Set-Cookie`, say. Quart cancels the handler when the browser leaves and closes
+    what it sends, and the upstream with it. The answer lasts as long as the reply does: the application's
+    `RESPONSE_TIMEOUT`, by default 60 seconds, is not for it.
+    """
+    try:
+        await body.open()
+    except AheadlessError as error:
+        refused = refusal(error)
+        return Response(refused.body, refused.status, {**refused.headers, **(headers or {})})
+    answer = Response(body, headers={**body.headers, **(headers or {})}, content_type=body.media_type)
+    answer.timeout = None
+    return answer

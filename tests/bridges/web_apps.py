@@ -1,0 +1,350 @@
+"""What every web back end must do, as tests: each framework's own file says how an application of its is made.
+
+The applications run under the servers that people run them under, in this process, on a real socket; behind them stands
+a ChatClient, and behind that a scripted server that notes when a request's connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from ssl import SSLContext
+from typing import Any, TypeAlias
+
+import aiohttp
+import attrs
+import hypercorn.asyncio
+import hypercorn.config
+import pytest
+import uvicorn
+from aiohttp import web
+
+from aheadless import ReplyStream
+from aheadless.bridges.web import ByteStream, to_ndjson, to_sse
+from aheadless.protocol.events import Start, Token
+from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, json_answer, stream_answer
+from tests.conftest import MakeClient
+
+# The issue's bound for the time from the browser's leaving to the end of the upstream connection, in seconds.
+SOON = 0.05
+# A machine that does something else meanwhile spoils a try, not all of them.
+TRIES = 5
+
+Form: TypeAlias = Callable[[ReplyStream], ByteStream]
+Serve: TypeAlias = Callable[[Any, socket.socket], contextlib.AbstractAsyncContextManager[None]]
+
+BEGINNING = stream_answer([Start(CONVERSATION_ID), Token("Hello")])
+SILENT_AFTER_A_TOKEN = Script(BEGINNING).cut(len(BEGINNING) - len(b"0\r\n\r\n"), "stall")
+SILENT_BEFORE_THE_FIRST_EVENT = Script(BEGINNING).cut(BEGINNING.index(b"\r\n\r\n") + 4, "stall")
+SILENT_BEFORE_ANYTHING = Script().cut(0, "stall")
+# More than all buffers between the upstream and a browser that does not read.
+FLOOD = Script(stream_answer([Start(CONVERSATION_ID), *[Token("x" * 1000)] * 8000]), end="stall")
+
+
+def listening() -> socket.socket:
+    """Return a socket of loopback that listens, with a small buffer for what is sent."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+    sock.setblocking(False)  # noqa: FBT003 - the socket's own signature
+    return sock
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn that stops when it is told to instead of looking every 100 ms whether it should."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stopping = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.stopping.wait()
+
+
+@contextlib.asynccontextmanager
+async def under_uvicorn(app: Any, sock: socket.socket) -> AsyncIterator[None]:
+    """Serve an ASGI application by uvicorn until the block is left."""
+    server = _Uvicorn(uvicorn.Config(app, lifespan="off", log_level="error", timeout_graceful_shutdown=5))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve([sock]))
+        try:
+            yield
+        finally:
+            server.stopping.set()
+
+
+@contextlib.asynccontextmanager
+async def under_hypercorn(app: Any, sock: socket.socket) -> AsyncIterator[None]:
+    """Serve an ASGI application by hypercorn until the block is left."""
+    config = hypercorn.config.Config()
+    config.bind = [f"fd://{sock.detach()}"]
+    config.accesslog = config.errorlog = None
+    stopping = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stopping.wait))
+        try:
+            yield
+        finally:
+            stopping.set()
+
+
+@contextlib.asynccontextmanager
+async def under_aiohttp(
+    app: web.Application,
+    sock: socket.socket,
+    *,
+    handler_cancellation: bool = False,
+    ssl: SSLContext | None = None,
+) -> AsyncIterator[None]:
+    """Serve an application of aiohttp.web by its own server until the block is left."""
+    runner = web.AppRunner(app, handler_cancellation=handler_cancellation, access_log=None)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, sock, ssl_context=ssl).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+# --- browsers ---------------------------------------------------------------------------------------------------------
+
+
+class Browser:
+    """A browser's connection, byte by byte. It is closed when the block is left, or earlier by `leave`."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._sock = socket.socket()
+        self._sock.setblocking(False)  # noqa: FBT003 - the socket's own signature
+        # Before connecting: it decides what the kernel offers to take.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024)
+        self._loop = asyncio.get_running_loop()
+
+    async def __aenter__(self) -> Browser:
+        await self._loop.sock_connect(self._sock, ("127.0.0.1", self._port))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.leave()
+
+    async def ask(self, message: str = "Hi") -> None:
+        """Post a question, and read nothing yet."""
+        body = json.dumps({"message": message}).encode()
+        await self._loop.sock_sendall(
+            self._sock,
+            b"POST /ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body),
+        )
+
+    async def read_until(self, wanted: bytes) -> bytes:
+        """Return what came up to and with these bytes, and what came along with them."""
+        received = b""
+        while wanted not in received:
+            chunk = await self._loop.sock_recv(self._sock, 64 * 1024)
+            assert chunk, received
+            received += chunk
+        return received
+
+    def leave(self) -> float:
+        """Close the connection, as a closed tab does; return when, in loop time."""
+        now = self._loop.time()
+        self._sock.close()
+        return now
+
+
+# --- the contract -----------------------------------------------------------------------------------------------------
+
+
+class WebBackEndContract:
+    """What each framework's `stream_response` keeps. A subclass says how an application is made and what serves it."""
+
+    @pytest.fixture
+    def serve(self) -> Serve:
+        """What serves the application."""
+        raise NotImplementedError
+
+    def make_app(self, ask: Callable[[str], ByteStream]) -> Any:
+        """Return an application whose `POST /ask` streams what `ask` makes of the text in `{"message": …}`."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    async def run(
+        self, scripted: ScriptedServer, make_client: MakeClient, serve: Serve
+    ) -> AsyncIterator[Callable[..., Awaitable[int]]]:
+        """Run an application in front of the scripted server; return its port."""
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def run(form: Form = to_ndjson, **options: Any) -> int:
+                client = make_client(scripted.url, **options)
+                sock = stack.enter_context(listening())
+                port: int = sock.getsockname()[1]
+                app = self.make_app(lambda text: form(client.chat("web:visitor").stream(text)))
+                await stack.enter_async_context(serve(app, sock))
+                return port
+
+            yield run
+
+    async def test_reply_arrives_while_it_is_written(self, run, scripted):
+        """The browser has the first token while the upstream is silent, and later the end."""
+        going_on = asyncio.Event()
+        scripted.add(Script(stream_answer(events("Hello", " world")), gates={len(SILENT_AFTER_A_TOKEN.data): going_on}))
+        port = await run()
+
+        async with asyncio.timeout(30), Browser(port) as browser:
+            await browser.ask()
+            beginning = await browser.read_until(b"Hello")
+            going_on.set()
+            rest = await browser.read_until(b"0\r\n\r\n")
+
+        assert beginning.startswith(b"HTTP/1.1 200 ")
+        assert b" world" not in beginning
+        assert b'"type":"done"' in rest
+
+    async def test_headers(self, run):
+        """Nothing on the way keeps the reply or holds it back."""
+        port = await run()
+
+        async with aiohttp.ClientSession() as session, ask(session, port) as answer:
+            lines = [json.loads(line) async for line in answer.content]
+
+        assert answer.content_type == "application/x-ndjson"
+        assert "no-store" in answer.headers["Cache-Control"]
+        assert answer.headers["X-Accel-Buffering"] == "no"
+        assert [line["type"] for line in lines] == ["start", "token", "token", "done"]
+
+    async def test_next_question_on_the_same_connection(self, run, scripted):
+        """Nothing of the first answer is left on it, be it whole or a refusal."""
+        scripted.add(Script(stream_answer(events("one"))), Script(json_answer({}, status=503)))
+        scripted.add(Script(stream_answer(events("two"))))
+        port = await run()
+
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+            answers = []
+            for _ in range(3):
+                async with ask(session, port) as answer:
+                    answers.append((answer.status, await answer.text()))
+
+        assert [status for status, _ in answers] == [200, 503, 200]
+        assert ["one" in answers[0][1], "two" in answers[2][1]] == [True, True]
+
+    @pytest.mark.parametrize(
+        ("status", "headers"), [(401, {}), (429, {"Retry-After": "7"}), (503, {"Retry-After": "3"}), (503, {})]
+    )
+    async def test_refused_turn(self, run, scripted, status, headers):
+        """It keeps its status, and how long to wait, and says nothing of what the upstream said."""
+        scripted.add(Script(json_answer({"error": "internal: sk-123"}, status=status, headers=headers)))
+        port = await run()
+
+        async with aiohttp.ClientSession() as session, ask(session, port) as answer:
+            refused = await answer.json()
+
+        assert answer.status == status
+        assert answer.headers.get("Retry-After") == headers.get("Retry-After")
+        assert "no-store" in answer.headers["Cache-Control"]
+        assert "sk-123" not in refused["error"]
+
+    async def test_api_is_not_there(self, run, scripted):
+        """The browser gets a bad gateway, and no address."""
+        await scripted.aclose()
+        port = await run()
+
+        async with aiohttp.ClientSession() as session, ask(session, port) as answer:
+            assert (answer.status, "127.0.0.1" in await answer.text()) == (502, False)
+
+    async def test_stream_breaks_off(self, run, scripted):
+        """The answer ends with a line that says so: half a reply does not look whole."""
+        scripted.add(attrs.evolve(SILENT_AFTER_A_TOKEN, end="rst"))
+        port = await run()
+
+        async with aiohttp.ClientSession() as session, ask(session, port) as answer:
+            lines = [json.loads(line) async for line in answer.content]
+
+        assert [line["type"] for line in lines] == ["start", "token", "error"]
+
+    async def test_heartbeat(self, run, scripted):
+        """Bytes come while the upstream is silent, so that no proxy takes the connection for dead."""
+        scripted.add(SILENT_AFTER_A_TOKEN)
+        port = await run(lambda stream: to_sse(stream, heartbeat=0.02))
+
+        async with asyncio.timeout(30), Browser(port) as browser:
+            await browser.ask()
+            begun = await browser.read_until(b"Hello")
+            await browser.read_until(b"\r\n:")
+
+        assert b"text/event-stream" in begun
+
+    async def test_browser_leaves_while_the_upstream_is_silent(self, run, scripted):
+        """The upstream's connection is closed at once, and the session is free for the next question."""
+        port = await run()
+
+        async def leave() -> float:
+            async with Browser(port) as browser:
+                await browser.ask()
+                await browser.read_until(b"Hello")
+                return browser.leave()
+
+        await closes_soon(scripted, SILENT_AFTER_A_TOKEN, leave)
+
+    async def test_browser_stops_reading_and_leaves(self, run, scripted):
+        """Although all buffers are full, the upstream's connection is closed at once."""
+        taken = 0
+
+        def count(text: str) -> None:
+            nonlocal taken
+            taken += 1
+
+        port = await run(on_token=count)
+
+        async def leave() -> float:
+            nonlocal taken
+            taken = 0
+            async with Browser(port) as browser:
+                await browser.ask()
+                await browser.read_until(b"xxx")
+                seen = -1
+                while seen != taken:  # until nothing moves any more
+                    seen = taken
+                    await asyncio.sleep(0.02)
+                assert 0 < taken < 8000
+                return browser.leave()
+
+        await closes_soon(scripted, FLOOD, leave)
+
+    @pytest.mark.parametrize("script", [SILENT_BEFORE_ANYTHING, SILENT_BEFORE_THE_FIRST_EVENT], ids=["sent", "open"])
+    async def test_browser_leaves_before_the_first_event(self, run, scripted, script):
+        """The upstream's connection is closed at once, although there is no answer yet."""
+        port = await run()
+
+        async def leave() -> float:
+            count = len(scripted.requests)
+            async with Browser(port) as browser:
+                await browser.ask()
+                await scripted.arrived(count + 1)
+                return browser.leave()
+
+        await closes_soon(scripted, script, leave)
+
+
+def ask(session: aiohttp.ClientSession, port: int, message: str = "Hi") -> Any:
+    """Post a question."""
+    return session.post(f"http://127.0.0.1:{port}/ask", json={"message": message})
+
+
+async def closes_soon(scripted: ScriptedServer, script: Script, leave: Callable[[], Awaitable[float]]) -> None:
+    """Assert that the upstream's connection is closed each time, and soon at least once."""
+    took: list[float] = []
+    while len(took) < TRIES and min(took, default=SOON) >= SOON:
+        count = len(scripted.requests)
+        scripted.add(script)
+        async with asyncio.timeout(30):
+            left_at = await leave()
+            request = await scripted.arrived(count + 1)
+            await request.left.wait()
+        assert request.left_at is not None
+        took.append(request.left_at - left_at)
+    assert min(took) < SOON, took
