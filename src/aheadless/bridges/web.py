@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
@@ -19,7 +18,7 @@ from aheadless._options import parse_seconds
 from aheadless._stream import ReplyStream
 from aheadless._subscription import call_on
 from aheadless.bridges._formats import AISDKFormat, NDJSONFormat, SSEFormat, ai_sdk_message
-from aheadless.bridges._refusals import Refusal, is_fault, refusal
+from aheadless.bridges._refusals import Refusal, refusal, report
 from aheadless.bridges._visitors import Visitor, Visitors
 from aheadless.exceptions import AheadlessError, Delivery, StoreError, StreamStoppedError, UsageError
 from aheadless.protocol.events import Done, Event, Failure
@@ -42,9 +41,6 @@ __all__ = [
     "to_ndjson",
     "to_sse",
 ]
-
-_log = logging.getLogger(__name__)
-
 
 Events: TypeAlias = "ReplyStream | AsyncIterator[Event]"
 """A turn that is to be driven, or the events of one that somebody else drives, as `chat.follow()` gives them."""
@@ -129,7 +125,7 @@ class ByteStream:
                 await self._wait(None)
                 event = self._take()
             except AheadlessError as exc:
-                _report(exc)
+                report(exc)
                 raise
             if event is not None:
                 self._held = self._format.begin() + self._written(event)
@@ -162,7 +158,7 @@ class ByteStream:
         try:
             await self._upstream.aclose()
         except AheadlessError as exc:
-            _report(exc)
+            report(exc)
 
     async def __aenter__(self) -> ByteStream:
         await self.open()
@@ -185,7 +181,7 @@ class ByteStream:
         try:
             event = self._take()
         except AheadlessError as exc:
-            _report(exc)
+            report(exc)
             if isinstance(exc, StoreError) and exc.reply is not None:
                 # It is whole, and the API has it: that it was not saved here is nothing to the visitor.
                 return self._format.event(Done(exc.reply.text, exc.reply.conversation_id), None)
@@ -338,9 +334,3 @@ def _stopped(stream: ReplyStream) -> StreamStoppedError:
         session_id=stream.session_id,
         partial=stream.snapshot,
     )
-
-
-def _report(error: AheadlessError) -> None:
-    """Tell whoever runs the back end, as the visitor is told next to nothing."""
-    if is_fault(error):
-        _log.warning("the reply to %s failed: %s: %s", error.session_id, type(error).__name__, error)
