@@ -20,6 +20,7 @@ from aheadless._stream import ReplyStream
 from aheadless._subscription import call_on
 from aheadless.bridges._formats import AISDKFormat, NDJSONFormat, SSEFormat, ai_sdk_message
 from aheadless.bridges._refusals import Refusal, is_fault, refusal
+from aheadless.bridges._visitors import Visitor, Visitors
 from aheadless.exceptions import AheadlessError, Delivery, StoreError, StreamStoppedError, UsageError
 from aheadless.protocol.events import Done, Event, Failure
 
@@ -29,7 +30,18 @@ if TYPE_CHECKING:
 
     from aheadless.bridges._formats import Format
 
-__all__ = ["ByteStream", "Events", "Refusal", "ai_sdk_message", "refusal", "to_ai_sdk", "to_ndjson", "to_sse"]
+__all__ = [
+    "ByteStream",
+    "Events",
+    "Refusal",
+    "Visitor",
+    "Visitors",
+    "ai_sdk_message",
+    "refusal",
+    "to_ai_sdk",
+    "to_ndjson",
+    "to_sse",
+]
 
 _log = logging.getLogger(__name__)
 
