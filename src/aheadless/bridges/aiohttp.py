@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from aheadless.bridges.web import refusal
+from aheadless.bridges.web import refusal, report
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
+    from aiohttp.typedefs import Handler
+
     from aheadless.bridges.web import ByteStream
 
-__all__ = ["stream_response"]
+__all__ = ["refusals", "stream_response"]
 
 # What nginx logs for a browser that left before there was an answer; nobody gets it.
 LEFT: Final = 499
@@ -52,6 +54,19 @@ async def stream_response(
             if not (scope.expired() or _has_left(request)):
                 raise  # from a callback of the stream's
     return answer
+
+
+@web.middleware
+async def refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer with a status and a text for the visitor what a handler raises of ours: a middleware for the application.
+
+    That is what comes before there is a stream: a visitor who is not admitted, a message that is empty.
+    """
+    try:
+        return await handler(request)
+    except AheadlessError as error:
+        report(error)
+        return _refused(error, {})
 
 
 def _refused(error: AheadlessError, headers: Mapping[str, str]) -> web.Response:

@@ -129,7 +129,7 @@ class ByteStream:
                 await self._wait(None)
                 event = self._take()
             except AheadlessError as exc:
-                _report(exc)
+                report(exc)
                 raise
             if event is not None:
                 self._held = self._format.begin() + self._written(event)
@@ -162,7 +162,7 @@ class ByteStream:
         try:
             await self._upstream.aclose()
         except AheadlessError as exc:
-            _report(exc)
+            report(exc)
 
     async def __aenter__(self) -> ByteStream:
         await self.open()
@@ -185,7 +185,7 @@ class ByteStream:
         try:
             event = self._take()
         except AheadlessError as exc:
-            _report(exc)
+            report(exc)
             if isinstance(exc, StoreError) and exc.reply is not None:
                 # It is whole, and the API has it: that it was not saved here is nothing to the visitor.
                 return self._format.event(Done(exc.reply.text, exc.reply.conversation_id), None)
@@ -340,7 +340,7 @@ def _stopped(stream: ReplyStream) -> StreamStoppedError:
     )
 
 
-def _report(error: AheadlessError) -> None:
+def report(error: AheadlessError) -> None:
     """Tell whoever runs the back end, as the visitor is told next to nothing."""
     if is_fault(error):
         _log.warning("the reply to %s failed: %s: %s", error.session_id, type(error).__name__, error)
