@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from ssl import SSLContext
 from typing import Any, TypeAlias
 
@@ -25,7 +26,7 @@ from aiohttp import web
 from aheadless import RateLimit, ReplyStream
 from aheadless.bridges._visitors import Fields
 from aheadless.bridges.web import ByteStream, Visitors, to_ndjson, to_sse
-from aheadless.protocol.events import Start, Token
+from aheadless.protocol.events import Event, Start, Token
 from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, json_answer, stream_answer
 from tests.conftest import MakeClient
 
@@ -176,6 +177,12 @@ class WebBackEndContract:
         """Return an application whose `POST /ask` answers with what `ask` makes of the request, or refuses it."""
         raise NotImplementedError
 
+    @pytest.fixture(autouse=True)
+    def quiet(self, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+        """No server and no event loop complains of anything; that Django reports its answers with 5xx is its way."""
+        yield
+        assert [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR and r.name != "django.request"] == []
+
     @pytest.fixture
     async def run(
         self, scripted: ScriptedServer, make_client: MakeClient, serve: Serve
@@ -260,6 +267,13 @@ class WebBackEndContract:
         assert answer.headers.get("Retry-After") == headers.get("Retry-After")
         assert "no-store" in answer.headers["Cache-Control"]
         assert "sk-123" not in refused["error"]
+
+    async def test_nothing_left_to_resume(self, run):
+        """The browser is told not to ask again."""
+        port = await run(lambda _: to_sse(nothing()))
+
+        async with aiohttp.ClientSession() as session, ask(session, port) as answer:
+            assert (answer.status, await answer.read(), "visitor" in answer.cookies) == (204, b"", True)
 
     async def test_api_is_not_there(self, run, scripted):
         """The browser gets a bad gateway, and no address."""
@@ -377,6 +391,12 @@ class WebBackEndContract:
                 return browser.leave()
 
         await closes_soon(scripted, script, leave)
+
+
+async def nothing() -> AsyncIterator[Event]:
+    """The events of a turn that is over."""
+    return
+    yield  # what makes it an iterator
 
 
 def ask(session: aiohttp.ClientSession, port: int, message: str = "Hi", **options: Any) -> Any:

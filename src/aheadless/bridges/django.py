@@ -32,6 +32,8 @@ async def stream_response(body: ByteStream, *, headers: Mapping[str, str] | None
         await body.open()
     except AheadlessError as error:
         return _refused(error, headers or {})
+    if body.empty:
+        return HttpResponse(status=204, headers=headers)
     return _Answer(body, headers={"Content-Type": body.media_type, **body.headers, **(headers or {})})
 
 

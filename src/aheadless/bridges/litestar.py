@@ -38,6 +38,8 @@ async def stream_response(
     finally:
         leaving.cancel()
         await asyncio.wait([leaving])
+    if body.empty:
+        return Response(None, status_code=204, headers=headers)
     return Stream(
         body,
         status_code=200,

@@ -28,6 +28,8 @@ async def stream_response(body: ByteStream, *, headers: Mapping[str, str] | None
         await body.open()
     except AheadlessError as error:
         return _refused(error, headers or {})
+    if body.empty:
+        return Response(status=204, headers={**(headers or {})})
     answer = Response(body, headers={**body.headers, **(headers or {})}, content_type=body.media_type)
     answer.timeout = None
     return answer
