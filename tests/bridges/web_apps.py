@@ -181,7 +181,9 @@ class WebBackEndContract:
     def quiet(self, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         """No server and no event loop complains of anything; that Django reports its answers with 5xx is its way."""
         yield
-        assert [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR and r.name != "django.request"] == []
+        assert [
+            r for r in caplog.get_records("call") if r.levelno >= logging.ERROR and r.name != "django.request"
+        ] == []
 
     @pytest.fixture
     async def run(
