@@ -261,6 +261,7 @@ def test_commands_that_the_pages_show(page):
         "aheadless.bridges.django",
         "aheadless.bridges.litestar",
         "aheadless.bridges.quart",
+        "aheadless.bridges.starlette",
         "aheadless.bridges.web",
         "aheadless.server",
         "aheadless.testing",

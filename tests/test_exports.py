@@ -16,6 +16,7 @@ MODULES = [
     "aheadless.bridges.django",
     "aheadless.bridges.litestar",
     "aheadless.bridges.quart",
+    "aheadless.bridges.starlette",
     "aheadless.bridges.web",
     "aheadless.exceptions",
     "aheadless.server",

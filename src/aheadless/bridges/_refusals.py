@@ -1,8 +1,9 @@
-"""What a browser is told of a failure: a status, and a short kind text that holds nothing of ours; pure."""
+"""What a browser is told of a failure: a status and a kind text that holds nothing of ours; and what the log is."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +33,9 @@ from aheadless.exceptions import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Refusal", "kind_text", "refusal"]
+__all__ = ["Refusal", "describe", "kind_text", "refusal", "report"]
+
+logger = logging.getLogger("aheadless.bridges")
 
 # The API's 429 does not say how long; its window is this long at the most (protocol.md §2).
 WINDOW: Final = 60
@@ -105,9 +108,10 @@ def kind_text(error: AheadlessError) -> str:
     return next((text for kind, text in _TEXT if isinstance(error, kind)), _ANY)
 
 
-def is_fault(error: AheadlessError) -> bool:
-    """Whether whoever runs the back end should hear of it: it is neither the visitor's doing nor a full rate limit."""
-    return not isinstance(error, InvalidRequestError | RateLimitError | SessionBusyError | StreamStoppedError)
+def report(error: AheadlessError) -> None:
+    """Tell the log of an error, as the visitor is told next to nothing; not of one that is the visitor's own doing."""
+    if not isinstance(error, InvalidRequestError | RateLimitError | SessionBusyError | StreamStoppedError):
+        logger.warning("a turn of %s failed: %s: %s", error.session_id, type(error).__name__, error)
 
 
 def _status(error: AheadlessError) -> int:

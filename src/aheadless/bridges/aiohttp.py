@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from aheadless.bridges.web import refusal, report
+from aheadless.bridges._refusals import refusal, report
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:

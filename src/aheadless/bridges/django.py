@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpResponse, StreamingHttpResponse  # pyright: ignore[reportMissingTypeStubs]
 
-from aheadless.bridges.web import refusal, report
+from aheadless.bridges._refusals import refusal, report
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:

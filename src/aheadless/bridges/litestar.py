@@ -9,7 +9,7 @@ from litestar import Request, Response
 from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
-from aheadless.bridges.web import refusal, report
+from aheadless.bridges._refusals import refusal, report
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from quart import Response
 
-from aheadless.bridges.web import refusal, report
+from aheadless.bridges._refusals import refusal, report
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:

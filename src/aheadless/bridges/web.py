@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
@@ -19,7 +18,7 @@ from aheadless._options import parse_seconds
 from aheadless._stream import ReplyStream
 from aheadless._subscription import call_on
 from aheadless.bridges._formats import AISDKFormat, NDJSONFormat, SSEFormat, ai_sdk_message
-from aheadless.bridges._refusals import Refusal, is_fault, refusal
+from aheadless.bridges._refusals import Refusal, refusal, report
 from aheadless.bridges._visitors import Visitor, Visitors
 from aheadless.exceptions import AheadlessError, Delivery, StoreError, StreamStoppedError, UsageError
 from aheadless.protocol.events import Done, Event, Failure
@@ -42,9 +41,6 @@ __all__ = [
     "to_ndjson",
     "to_sse",
 ]
-
-_log = logging.getLogger(__name__)
-
 
 Events: TypeAlias = "ReplyStream | AsyncIterator[Event]"
 """A turn that is to be driven, or the events of one that somebody else drives, as `chat.follow()` gives them."""
@@ -338,9 +334,3 @@ def _stopped(stream: ReplyStream) -> StreamStoppedError:
         session_id=stream.session_id,
         partial=stream.snapshot,
     )
-
-
-def report(error: AheadlessError) -> None:
-    """Tell whoever runs the back end, as the visitor is told next to nothing."""
-    if is_fault(error):
-        _log.warning("the reply to %s failed: %s: %s", error.session_id, type(error).__name__, error)

@@ -1,0 +1,224 @@
+"""Starlette and FastAPI, under uvicorn and hypercorn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aheadless import AheadlessError, ChatClient, ConfigurationError, Event, RateLimit
+from aheadless.bridges.starlette import refuse, stream_response
+from aheadless.bridges.web import Visitors, to_ndjson, to_sse
+from aheadless.testing import Script, ScriptedServer, json_answer
+from tests.bridges.web_apps import (
+    FLOOD,
+    SILENT_AFTER_A_TOKEN,
+    Ask,
+    Browser,
+    Serve,
+    WebBackEndContract,
+    ask,
+    listening,
+    under_hypercorn,
+    under_uvicorn,
+)
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+def starlette_app(ask: Ask, **options: Any) -> Starlette:
+    async def answer(request: Request) -> Response:
+        body, headers = ask(request.headers, request.cookies, await request.body())
+        return await stream_response(body, headers=headers)
+
+    routes = [Route("/ask", answer, methods=["POST"])]
+    return Starlette(routes=routes, exception_handlers={AheadlessError: refuse}, **options)
+
+
+class TestStarlette(WebBackEndContract):
+    @pytest.fixture(params=[under_uvicorn, under_hypercorn], ids=["uvicorn", "hypercorn"])
+    def serve(self, request: pytest.FixtureRequest) -> Serve:
+        return request.param  # type: ignore[no-any-return]
+
+    def make_app(self, ask: Ask) -> Starlette:
+        return starlette_app(ask)
+
+
+class TestStarletteBehindMiddleware(WebBackEndContract):
+    """The kind that most applications have, and that runs the application in a task of its own."""
+
+    @pytest.fixture
+    def serve(self) -> Serve:
+        return under_uvicorn
+
+    def make_app(self, ask: Ask) -> Starlette:
+        async def pass_on(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+            return await call_next(request)
+
+        return starlette_app(ask, middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)])
+
+
+class TestFastAPI(WebBackEndContract):
+    @pytest.fixture
+    def serve(self) -> Serve:
+        return under_uvicorn
+
+    def make_app(self, ask: Ask) -> FastAPI:
+        app = FastAPI(exception_handlers={AheadlessError: refuse})
+
+        @app.post("/ask")
+        async def answer(request: Request) -> Response:
+            body, headers = ask(request.headers, request.cookies, await request.body())
+            return await stream_response(body, headers=headers)
+
+        return app
+
+
+async def run(app: Any, use: Callable[[int], Awaitable[None]]) -> None:
+    """Run an application, and do something with its port."""
+    with listening() as sock:
+        port = sock.getsockname()[1]
+        async with asyncio.timeout(30), under_uvicorn(app, sock):
+            await use(port)
+
+
+async def test_browser_that_stops_reading_for_ever(scripted: ScriptedServer, client: ChatClient):
+    """After the time-out the upstream is closed, although the browser is still there."""
+    scripted.add(FLOOD)
+
+    async def answer(_: Request) -> Response:
+        return await stream_response(to_ndjson(client.chat("s").stream("Hi")), send_timeout=0.05)
+
+    async def use(port: int) -> None:
+        async with Browser(port) as browser:
+            await browser.ask()
+            await (await scripted.arrived(1)).left.wait()
+            assert not client.chat("s").busy
+
+    await run(Starlette(routes=[Route("/ask", answer, methods=["POST"])]), use)
+
+
+async def test_visitor_with_a_cookie(scripted: ScriptedServer, client: ChatClient):
+    """The cookie is set with the first answer, a refusal or not, and leads to the same session with the next question."""
+    scripted.add(Script(json_answer({}, status=503)))
+    visitors = Visitors(SECRET, limit=RateLimit(3, per=60), secure=False)
+
+    async def answer(request: Request) -> Response:
+        visitor = visitors.admit(request.headers, request.cookies)
+        text = (await request.json())["message"]
+        return await stream_response(to_ndjson(client.chat(visitor.session_id).stream(text)), headers=visitor.headers)
+
+    app = Starlette(routes=[Route("/ask", answer, methods=["POST"])], exception_handlers={AheadlessError: refuse})
+
+    async def use(port: int) -> None:
+        answers = []
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+            for message in ("Hi", "", "Hello", "Again"):
+                async with ask(session, port, message) as got:
+                    answers.append((got.status, "Set-Cookie" in got.headers, await got.text()))
+            async with session.post(f"http://127.0.0.1:{port}/ask", data="x=1") as got:
+                assert got.status == 415
+        assert [found[:2] for found in answers] == [(503, True), (400, False), (200, False), (429, False)]
+        assert "The message is empty." in answers[1][2]
+
+    await run(app, use)
+
+    assert len({request.body.split(b",")[0] for request in scripted.requests}) == 1
+
+
+async def test_refusal_of_what_is_not_ours():
+    """An error of another kind stays what it is."""
+    with pytest.raises(KeyError):
+        await refuse(Request({"type": "http"}), KeyError("x"))
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+async def test_time_out_that_is_no_time(client: ChatClient, seconds: float):
+    """It is refused before anything is sent."""
+    with pytest.raises(ConfigurationError):
+        await stream_response(to_ndjson(client.chat("s").stream("Hi")), send_timeout=seconds)
+
+
+async def test_nothing_to_resume():
+    """It is a 204, after which an EventSource does not ask again."""
+
+    async def nothing() -> AsyncIterator[Event]:
+        for event in list[Event]():
+            yield event
+
+    async def answer(_: Request) -> Response:
+        return await stream_response(to_sse(nothing()))
+
+    async def use(port: int) -> None:
+        async with aiohttp.ClientSession() as session, ask(session, port) as got:
+            assert (got.status, await got.read()) == (204, b"")
+
+    await run(Starlette(routes=[Route("/ask", answer, methods=["POST"])]), use)
+
+
+async def test_background_task(client: ChatClient):
+    """It runs after the answer, as with every other response."""
+    ran = asyncio.Event()
+
+    async def later() -> None:
+        ran.set()
+
+    async def answer(_: Request) -> Response:
+        response = await stream_response(to_ndjson(client.chat("s").stream("Hi")))
+        response.background = BackgroundTask(later)
+        response.set_cookie("a", "b")
+        return response
+
+    async def use(port: int) -> None:
+        async with aiohttp.ClientSession() as session, ask(session, port) as got:
+            assert b'"done"' in await got.read()
+            assert got.cookies["a"].value == "b"
+        await ran.wait()
+
+    await run(Starlette(routes=[Route("/ask", answer, methods=["POST"])]), use)
+
+
+async def test_server_that_says_so_by_an_error(scripted: ScriptedServer, client: ChatClient):
+    """Where `send` fails for a browser that has left, as in ASGI 2.4, the answer ends and the upstream is closed."""
+    scripted.add(SILENT_AFTER_A_TOKEN)
+    answer = await stream_response(to_ndjson(client.chat("s").stream("Hi")))
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            raise ConnectionResetError
+
+    async with asyncio.timeout(30):
+        await answer({"type": "http"}, receive, send)
+
+    assert not client.chat("s").busy
+
+
+async def test_callback_that_raises(client: ChatClient):
+    """What a callback of the back end's raises is an error of the application, not of the browser's."""
+
+    def fail(_: str) -> None:
+        raise TimeoutError("ours")
+
+    answer = await stream_response(to_ndjson(client.chat("s").stream("Hi", on_token=fail)))
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(_: Any) -> None: ...
+
+    with pytest.raises(TimeoutError, match="ours"):
+        await answer({"type": "http"}, receive, send)
