@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 import trustme
 from aiohttp import web
 
-from aheadless.bridges.aiohttp import stream_response
-from aheadless.bridges.web import ByteStream, to_ndjson
+from aheadless.bridges.aiohttp import refusals, stream_response
+from aheadless.bridges.web import to_ndjson
 from tests.bridges.web_apps import (
     SILENT_AFTER_A_TOKEN,
+    Ask,
     Serve,
     WebBackEndContract,
     closes_soon,
@@ -28,11 +28,12 @@ class TestAiohttp(WebBackEndContract):
     def serve(self, request: pytest.FixtureRequest) -> Serve:
         return partial(under_aiohttp, handler_cancellation=request.param)
 
-    def make_app(self, ask: Callable[[str], ByteStream]) -> web.Application:
+    def make_app(self, ask: Ask) -> web.Application:
         async def answer(request: web.Request) -> web.StreamResponse:
-            return await stream_response(request, ask((await request.json())["message"]))
+            body, headers = ask(request.headers, request.cookies, await request.read())
+            return await stream_response(request, body, headers=headers)
 
-        app = web.Application()
+        app = web.Application(middlewares=[refusals])
         app.add_routes([web.post("/ask", answer)])
         return app
 

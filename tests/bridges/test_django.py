@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,8 +13,7 @@ from django.test.utils import override_settings
 from django.urls import path
 
 from aheadless.bridges.django import stream_response
-from aheadless.bridges.web import ByteStream
-from tests.bridges.web_apps import Serve, WebBackEndContract, under_uvicorn
+from tests.bridges.web_apps import Ask, Serve, WebBackEndContract, under_uvicorn
 
 if not settings.configured:  # once in a process; what a test needs of its own it overrides
     settings.configure(ALLOWED_HOSTS=["127.0.0.1"], LOGGING_CONFIG=None)
@@ -33,12 +31,15 @@ class TestDjango(WebBackEndContract):
 
     @pytest.fixture(autouse=True, params=[[], [f"{__name__}.old_middleware"]], ids=["bare", "with old middleware"])
     def project(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        with override_settings(ROOT_URLCONF=(), MIDDLEWARE=request.param):
+        with override_settings(
+            ROOT_URLCONF=(), MIDDLEWARE=[*request.param, "aheadless.bridges.django.RefusalMiddleware"]
+        ):
             yield
 
-    def make_app(self, ask: Callable[[str], ByteStream]) -> ASGIHandler:
+    def make_app(self, ask: Ask) -> ASGIHandler:
         async def answer(request: HttpRequest) -> HttpResponseBase:
-            return await stream_response(ask(json.loads(request.body)["message"]))
+            body, headers = ask(request.headers, request.COOKIES, request.body)
+            return await stream_response(body, headers=headers)
 
         settings.ROOT_URLCONF = (path("ask", answer),)
         return ASGIHandler()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from litestar import Litestar, Request, Response, post
 
-from aheadless.bridges.litestar import stream_response
-from aheadless.bridges.web import ByteStream
-from tests.bridges.web_apps import Serve, WebBackEndContract, under_uvicorn
+from aheadless import AheadlessError
+from aheadless.bridges.litestar import refuse, stream_response
+from tests.bridges.web_apps import Ask, Serve, WebBackEndContract, under_uvicorn
 
 
 class TestLitestar(WebBackEndContract):
@@ -18,9 +17,10 @@ class TestLitestar(WebBackEndContract):
     def serve(self) -> Serve:
         return under_uvicorn
 
-    def make_app(self, ask: Callable[[str], ByteStream]) -> Litestar:
+    def make_app(self, ask: Ask) -> Litestar:
         @post("/ask")
         async def answer(request: Request[Any, Any, Any]) -> Response[Any]:
-            return await stream_response(request, ask((await request.json())["message"]))
+            body, headers = ask(request.headers, request.cookies, await request.body())
+            return await stream_response(request, body, headers=headers)
 
-        return Litestar([answer])
+        return Litestar([answer], exception_handlers={AheadlessError: refuse})

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from quart import Quart, Response, request
 
-from aheadless.bridges.quart import stream_response
-from aheadless.bridges.web import ByteStream, to_sse
+from aheadless import AheadlessError
+from aheadless.bridges.quart import refuse, stream_response
+from aheadless.bridges.web import to_sse
 from aheadless.testing import Script, events, stream_answer
 from tests.bridges.web_apps import (
     SILENT_AFTER_A_TOKEN,
+    Ask,
     Browser,
     Serve,
     WebBackEndContract,
@@ -26,13 +27,15 @@ class TestQuart(WebBackEndContract):
     def serve(self, request: pytest.FixtureRequest) -> Serve:
         return request.param  # type: ignore[no-any-return]
 
-    def make_app(self, ask: Callable[[str], ByteStream]) -> Quart:
+    def make_app(self, ask: Ask) -> Quart:
         app = Quart(__name__)
         app.config["RESPONSE_TIMEOUT"] = 0.1
+        app.register_error_handler(AheadlessError, refuse)
 
         @app.post("/ask")
         async def answer() -> Response:
-            return await stream_response(ask((await request.get_json())["message"]))
+            body, headers = ask(request.headers, request.cookies, await request.get_data())
+            return await stream_response(body, headers=headers)
 
         return app
 

@@ -19,11 +19,12 @@ from starlette.routing import Route
 
 from aheadless import AheadlessError, ChatClient, ConfigurationError, Event, RateLimit
 from aheadless.bridges.starlette import refuse, stream_response
-from aheadless.bridges.web import ByteStream, Visitors, to_ndjson, to_sse
+from aheadless.bridges.web import Visitors, to_ndjson, to_sse
 from aheadless.testing import Script, ScriptedServer, json_answer
 from tests.bridges.web_apps import (
     FLOOD,
     SILENT_AFTER_A_TOKEN,
+    Ask,
     Browser,
     Serve,
     WebBackEndContract,
@@ -34,14 +35,15 @@ from tests.bridges.web_apps import (
 )
 
 SECRET = "0123456789abcdef0123456789abcdef"
-Ask = Callable[[str], ByteStream]
 
 
 def starlette_app(ask: Ask, **options: Any) -> Starlette:
     async def answer(request: Request) -> Response:
-        return await stream_response(ask((await request.json())["message"]))
+        body, headers = ask(request.headers, request.cookies, await request.body())
+        return await stream_response(body, headers=headers)
 
-    return Starlette(routes=[Route("/ask", answer, methods=["POST"])], **options)
+    routes = [Route("/ask", answer, methods=["POST"])]
+    return Starlette(routes=routes, exception_handlers={AheadlessError: refuse}, **options)
 
 
 class TestStarlette(WebBackEndContract):
@@ -73,11 +75,12 @@ class TestFastAPI(WebBackEndContract):
         return under_uvicorn
 
     def make_app(self, ask: Ask) -> FastAPI:
-        app = FastAPI()
+        app = FastAPI(exception_handlers={AheadlessError: refuse})
 
         @app.post("/ask")
-        async def answer(body: dict[str, str]) -> Response:
-            return await stream_response(ask(body["message"]))
+        async def answer(request: Request) -> Response:
+            body, headers = ask(request.headers, request.cookies, await request.body())
+            return await stream_response(body, headers=headers)
 
         return app
 

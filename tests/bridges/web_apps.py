@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from ssl import SSLContext
 from typing import Any, TypeAlias
 
@@ -22,9 +23,10 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from aheadless import ReplyStream
-from aheadless.bridges.web import ByteStream, to_ndjson, to_sse
-from aheadless.protocol.events import Start, Token
+from aheadless import RateLimit, ReplyStream
+from aheadless.bridges._visitors import Fields
+from aheadless.bridges.web import ByteStream, Visitors, to_ndjson, to_sse
+from aheadless.protocol.events import Event, Start, Token
 from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, json_answer, stream_answer
 from tests.conftest import MakeClient
 
@@ -34,6 +36,9 @@ SOON = 0.05
 TRIES = 5
 
 Form: TypeAlias = Callable[[ReplyStream], ByteStream]
+Ask: TypeAlias = Callable[[Fields, Mapping[str, str], str | bytes], tuple[ByteStream, dict[str, str]]]
+"""What an application does with a request's headers, cookies and body: it gets the stream, and headers for the answer."""
+
 Serve: TypeAlias = Callable[[Any, socket.socket], contextlib.AbstractAsyncContextManager[None]]
 
 BEGINNING = stream_answer([Start(CONVERSATION_ID), Token("Hello")])
@@ -168,23 +173,40 @@ class WebBackEndContract:
         """What serves the application."""
         raise NotImplementedError
 
-    def make_app(self, ask: Callable[[str], ByteStream]) -> Any:
-        """Return an application whose `POST /ask` streams what `ask` makes of the text in `{"message": …}`."""
+    def make_app(self, ask: Ask) -> Any:
+        """Return an application whose `POST /ask` answers with what `ask` makes of the request, or refuses it."""
         raise NotImplementedError
+
+    @pytest.fixture(autouse=True)
+    def quiet(self, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+        """No server and no event loop complains of anything; that Django reports its answers with 5xx is its way."""
+        yield
+        assert [
+            r for r in caplog.get_records("call") if r.levelno >= logging.ERROR and r.name != "django.request"
+        ] == []
 
     @pytest.fixture
     async def run(
         self, scripted: ScriptedServer, make_client: MakeClient, serve: Serve
     ) -> AsyncIterator[Callable[..., Awaitable[int]]]:
         """Run an application in front of the scripted server; return its port."""
+        visitors = Visitors("x" * 32, limit=RateLimit(2, per=60), secure=False)
+
         async with contextlib.AsyncExitStack() as stack:
 
             async def run(form: Form = to_ndjson, **options: Any) -> int:
                 client = make_client(scripted.url, **options)
+
+                def ask(
+                    headers: Fields, cookies: Mapping[str, str], body: str | bytes
+                ) -> tuple[ByteStream, dict[str, str]]:
+                    visitor = visitors.admit(headers, cookies)
+                    text = json.loads(body)["message"]
+                    return form(client.chat(visitor.session_id).stream(text)), visitor.headers
+
                 sock = stack.enter_context(listening())
                 port: int = sock.getsockname()[1]
-                app = self.make_app(lambda text: form(client.chat("web:visitor").stream(text)))
-                await stack.enter_async_context(serve(app, sock))
+                await stack.enter_async_context(serve(self.make_app(ask), sock))
                 return port
 
             yield run
@@ -248,6 +270,13 @@ class WebBackEndContract:
         assert "no-store" in answer.headers["Cache-Control"]
         assert "sk-123" not in refused["error"]
 
+    async def test_nothing_left_to_resume(self, run):
+        """The browser is told not to ask again."""
+        port = await run(lambda _: to_sse(nothing()))
+
+        async with aiohttp.ClientSession() as session, ask(session, port) as answer:
+            assert (answer.status, await answer.read(), "visitor" in answer.cookies) == (204, b"", True)
+
     async def test_api_is_not_there(self, run, scripted):
         """The browser gets a bad gateway, and no address."""
         await scripted.aclose()
@@ -255,6 +284,42 @@ class WebBackEndContract:
 
         async with aiohttp.ClientSession() as session, ask(session, port) as answer:
             assert (answer.status, "127.0.0.1" in await answer.text()) == (502, False)
+
+    async def test_visitor_comes_back(self, run, scripted):
+        """A new one gets a cookie, which leads to the same session, where only so many questions are admitted."""
+        port = await run()
+
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+            answers = []
+            for _ in range(3):
+                async with ask(session, port) as answer:
+                    await answer.read()
+                    answers.append(answer)
+
+        asked = {json.loads(request.body)["sessionId"] for request in scripted.requests}
+        assert [answer.status for answer in answers] == [200, 200, 429]
+        assert [len(answer.headers.getall("Set-Cookie", [])) for answer in answers] == [1, 0, 0]
+        assert 0 < int(answers[2].headers["Retry-After"]) <= 60
+        assert (len(scripted.requests), len(asked)) == (2, 1)
+
+    async def test_refused_new_visitor(self, run, scripted):
+        """The cookie comes along with the refusal, so that nobody is new again and again."""
+        scripted.add(Script(json_answer({}, status=429)))
+        port = await run()
+
+        async with aiohttp.ClientSession() as session, ask(session, port) as answer:
+            assert (answer.status, "visitor" in answer.cookies) == (429, True)
+
+    async def test_what_is_refused_before_there_is_a_stream(self, run, scripted):
+        """A message that is empty, a request from another site: each has its status, and nothing goes upstream."""
+        port = await run()
+
+        async with aiohttp.ClientSession() as session:
+            async with ask(session, port, "") as answer:
+                assert (answer.status, (await answer.json())["error"]) == (400, "The message is empty.")
+            async with ask(session, port, headers={"Origin": "https://other.example"}) as answer:
+                assert answer.status == 403
+        assert scripted.requests == []
 
     async def test_stream_breaks_off(self, run, scripted):
         """The answer ends with a line that says so: half a reply does not look whole."""
@@ -330,9 +395,15 @@ class WebBackEndContract:
         await closes_soon(scripted, script, leave)
 
 
-def ask(session: aiohttp.ClientSession, port: int, message: str = "Hi") -> Any:
+async def nothing() -> AsyncIterator[Event]:
+    """The events of a turn that is over."""
+    return
+    yield  # what makes it an iterator
+
+
+def ask(session: aiohttp.ClientSession, port: int, message: str = "Hi", **options: Any) -> Any:
     """Post a question."""
-    return session.post(f"http://127.0.0.1:{port}/ask", json={"message": message})
+    return session.post(f"http://127.0.0.1:{port}/ask", json={"message": message}, **options)
 
 
 async def closes_soon(scripted: ScriptedServer, script: Script, leave: Callable[[], Awaitable[float]]) -> None:

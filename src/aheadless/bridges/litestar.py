@@ -9,7 +9,7 @@ from litestar import Request, Response
 from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
-from aheadless.bridges.web import refusal
+from aheadless.bridges._refusals import refusal, report
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aheadless.bridges.web import ByteStream
 
-__all__ = ["stream_response"]
+__all__ = ["refuse", "stream_response"]
 
 
 async def stream_response(
@@ -34,11 +34,12 @@ async def stream_response(
     try:
         await body.open()
     except AheadlessError as error:
-        refused = refusal(error)
-        return Response(refused.body, status_code=refused.status, headers={**refused.headers, **(headers or {})})
+        return _refused(error, headers or {})
     finally:
         leaving.cancel()
         await asyncio.wait([leaving])
+    if body.empty:
+        return Response(None, status_code=204, headers=headers)
     return Stream(
         body,
         status_code=200,
@@ -47,6 +48,20 @@ async def stream_response(
         # Litestar stops sending when the browser leaves, and then comes to this; what it sends it does not close.
         background=BackgroundTask(body.aclose),
     )
+
+
+def refuse(request: Request[Any, Any, Any], error: AheadlessError) -> Response[bytes]:  # noqa: ARG001 - Litestar's way
+    """Return a status and a text for the visitor: for `Litestar(..., exception_handlers={AheadlessError: refuse})`.
+
+    It is for what handlers raise before there is a stream: a visitor who is not admitted, a message that is empty.
+    """
+    report(error)
+    return _refused(error, {})
+
+
+def _refused(error: AheadlessError, headers: Mapping[str, str]) -> Response[bytes]:
+    refused = refusal(error)
+    return Response(refused.body, status_code=refused.status, headers={**refused.headers, **headers})
 
 
 async def _close_on_leave(body: ByteStream, receive: Receive) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from quart import Response
 
-from aheadless.bridges.web import refusal
+from aheadless.bridges._refusals import refusal, report
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from aheadless.bridges.web import ByteStream
 
-__all__ = ["stream_response"]
+__all__ = ["refuse", "stream_response"]
 
 
 async def stream_response(body: ByteStream, *, headers: Mapping[str, str] | None = None) -> Response:
@@ -27,8 +27,23 @@ async def stream_response(body: ByteStream, *, headers: Mapping[str, str] | None
     try:
         await body.open()
     except AheadlessError as error:
-        refused = refusal(error)
-        return Response(refused.body, refused.status, {**refused.headers, **(headers or {})})
+        return _refused(error, headers or {})
+    if body.empty:
+        return Response(status=204, headers={**(headers or {})})
     answer = Response(body, headers={**body.headers, **(headers or {})}, content_type=body.media_type)
     answer.timeout = None
     return answer
+
+
+async def refuse(error: AheadlessError) -> Response:
+    """Return a status and a text for the visitor: for `app.register_error_handler(AheadlessError, refuse)`.
+
+    It is for what handlers raise before there is a stream: a visitor who is not admitted, a message that is empty.
+    """
+    report(error)
+    return _refused(error, {})
+
+
+def _refused(error: AheadlessError, headers: Mapping[str, str]) -> Response:
+    refused = refusal(error)
+    return Response(refused.body, refused.status, {**refused.headers, **headers})
