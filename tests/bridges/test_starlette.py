@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -35,6 +36,7 @@ from tests.bridges.web_apps import (
     under_hypercorn,
     under_uvicorn,
 )
+from tests.support import KEY
 
 
 def starlette_app(ask: Ask, **options: Any) -> Starlette:
@@ -107,6 +109,26 @@ async def test_browser_that_stops_reading_for_ever(scripted: ScriptedServer, cli
             assert not client.chat("s").busy
 
     await run(Starlette(routes=[Route("/ask", answer, methods=["POST"])]), use)
+
+
+async def test_program_of_the_page(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch):
+    """What docs/howto/fastapi.md shows first is a whole back end."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "fastapi.md").read_text("utf-8")
+    monkeypatch.setenv("AHEADLESS_BASE_URL", scripted.url)
+    monkeypatch.setenv("AHEADLESS_API_KEY", KEY)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+
+    async def use(port: int) -> None:
+        async with aiohttp.ClientSession() as session:
+            async with ask(session, port) as answer:
+                assert (answer.status, "visitor" in answer.cookies) == (200, True)
+                assert b'"done"' in await answer.read()
+            async with ask(session, port, "") as answer:
+                assert (answer.status, (await answer.json())["error"]) == (400, "The message is empty.")
+
+    async with names["app"].router.lifespan_context(names["app"]):
+        await run(names["app"], use)
 
 
 async def test_refusal_of_what_is_not_ours():
