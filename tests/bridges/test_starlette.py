@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fastapi import FastAPI
+from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -17,10 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aheadless import AheadlessError, ChatClient, ConfigurationError, Event, RateLimit
+from aheadless import AheadlessError, ChatClient, ConfigurationError
 from aheadless.bridges.starlette import refuse, stream_response
-from aheadless.bridges.web import Visitors, to_ndjson, to_sse
-from aheadless.testing import Script, ScriptedServer, json_answer
+from aheadless.bridges.web import to_ndjson, to_sse
+from aheadless.testing import ScriptedServer
 from tests.bridges.web_apps import (
     FLOOD,
     SILENT_AFTER_A_TOKEN,
@@ -29,12 +30,11 @@ from tests.bridges.web_apps import (
     Serve,
     WebBackEndContract,
     ask,
+    closes_soon,
     listening,
     under_hypercorn,
     under_uvicorn,
 )
-
-SECRET = "0123456789abcdef0123456789abcdef"
 
 
 def starlette_app(ask: Ask, **options: Any) -> Starlette:
@@ -109,34 +109,6 @@ async def test_browser_that_stops_reading_for_ever(scripted: ScriptedServer, cli
     await run(Starlette(routes=[Route("/ask", answer, methods=["POST"])]), use)
 
 
-async def test_visitor_with_a_cookie(scripted: ScriptedServer, client: ChatClient):
-    """The cookie is set with the first answer, a refusal or not, and leads to the same session with the next question."""
-    scripted.add(Script(json_answer({}, status=503)))
-    visitors = Visitors(SECRET, limit=RateLimit(3, per=60), secure=False)
-
-    async def answer(request: Request) -> Response:
-        visitor = visitors.admit(request.headers, request.cookies)
-        text = (await request.json())["message"]
-        return await stream_response(to_ndjson(client.chat(visitor.session_id).stream(text)), headers=visitor.headers)
-
-    app = Starlette(routes=[Route("/ask", answer, methods=["POST"])], exception_handlers={AheadlessError: refuse})
-
-    async def use(port: int) -> None:
-        answers = []
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
-            for message in ("Hi", "", "Hello", "Again"):
-                async with ask(session, port, message) as got:
-                    answers.append((got.status, "Set-Cookie" in got.headers, await got.text()))
-            async with session.post(f"http://127.0.0.1:{port}/ask", data="x=1") as got:
-                assert got.status == 415
-        assert [found[:2] for found in answers] == [(503, True), (400, False), (200, False), (429, False)]
-        assert "The message is empty." in answers[1][2]
-
-    await run(app, use)
-
-    assert len({request.body.split(b",")[0] for request in scripted.requests}) == 1
-
-
 async def test_refusal_of_what_is_not_ours():
     """An error of another kind stays what it is."""
     with pytest.raises(KeyError):
@@ -148,23 +120,6 @@ async def test_time_out_that_is_no_time(client: ChatClient, seconds: float):
     """It is refused before anything is sent."""
     with pytest.raises(ConfigurationError):
         await stream_response(to_ndjson(client.chat("s").stream("Hi")), send_timeout=seconds)
-
-
-async def test_nothing_to_resume():
-    """It is a 204, after which an EventSource does not ask again."""
-
-    async def nothing() -> AsyncIterator[Event]:
-        for event in list[Event]():
-            yield event
-
-    async def answer(_: Request) -> Response:
-        return await stream_response(to_sse(nothing()))
-
-    async def use(port: int) -> None:
-        async with aiohttp.ClientSession() as session, ask(session, port) as got:
-            assert (got.status, await got.read()) == (204, b"")
-
-    await run(Starlette(routes=[Route("/ask", answer, methods=["POST"])]), use)
 
 
 async def test_background_task(client: ChatClient):
@@ -222,3 +177,34 @@ async def test_callback_that_raises(client: ChatClient):
 
     with pytest.raises(TimeoutError, match="ours"):
         await answer({"type": "http"}, receive, send)
+
+
+@pytest.fixture
+async def _without_watcher() -> AsyncIterator[None]:
+    """sse-starlette starts a task that looks for the end of the program, and never ends it."""
+    yield
+    AppStatus.should_exit = True
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+    AppStatus.should_exit = False
+
+
+@pytest.mark.usefixtures("_without_watcher")
+async def test_in_the_response_of_sse_starlette(scripted: ScriptedServer, client: ChatClient):
+    """Who has that in place can go on with it: the bytes go through it as they are, and it stops as soon."""
+
+    async def answer(_: Request) -> Response:
+        body = to_sse(client.chat("s").stream("Hi"))
+        await body.open()
+        return EventSourceResponse(body, headers=body.headers, ping=0)
+
+    async def use(port: int) -> None:
+        async def leave() -> float:
+            async with Browser(port) as browser:
+                await browser.ask()
+                begun = await browser.read_until(b'"Hello"}\n\n')
+                assert b"\n\nevent: start\ndata: {" in begun
+                return browser.leave()
+
+        await closes_soon(scripted, SILENT_AFTER_A_TOKEN, leave)
+
+    await run(Starlette(routes=[Route("/ask", answer, methods=["POST"])]), use)

@@ -19,6 +19,7 @@ from aheadless._stream import ReplyStream
 from aheadless._subscription import call_on
 from aheadless.bridges._formats import AISDKFormat, NDJSONFormat, SSEFormat, ai_sdk_message
 from aheadless.bridges._refusals import Refusal, refusal, report
+from aheadless.bridges._turns import LiveTurns, resume
 from aheadless.bridges._visitors import Visitor, Visitors
 from aheadless.exceptions import AheadlessError, Delivery, StoreError, StreamStoppedError, UsageError
 from aheadless.protocol.events import Done, Event, Failure
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ByteStream",
     "Events",
+    "LiveTurns",
     "Refusal",
     "Visitor",
     "Visitors",
     "ai_sdk_message",
     "refusal",
+    "resume",
     "to_ai_sdk",
     "to_ndjson",
     "to_sse",
