@@ -30,8 +30,8 @@ class TestAiohttp(WebBackEndContract):
 
     def make_app(self, ask: Ask) -> web.Application:
         async def answer(request: web.Request) -> web.StreamResponse:
-            body, headers = ask(request.headers, request.cookies, await request.read())
-            return await stream_response(request, body, headers=headers)
+            body, options = ask(request.headers, request.cookies, await request.read())
+            return await stream_response(request, body, **options)
 
         app = web.Application(middlewares=[refusals])
         app.add_routes([web.post("/ask", answer)])

@@ -38,8 +38,8 @@ class TestDjango(WebBackEndContract):
 
     def make_app(self, ask: Ask) -> ASGIHandler:
         async def answer(request: HttpRequest) -> HttpResponseBase:
-            body, headers = ask(request.headers, request.COOKIES, request.body)
-            return await stream_response(body, headers=headers)
+            body, options = ask(request.headers, request.COOKIES, request.body)
+            return await stream_response(body, **options)
 
         settings.ROOT_URLCONF = (path("ask", answer),)
         return ASGIHandler()

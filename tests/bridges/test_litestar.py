@@ -20,7 +20,7 @@ class TestLitestar(WebBackEndContract):
     def make_app(self, ask: Ask) -> Litestar:
         @post("/ask")
         async def answer(request: Request[Any, Any, Any]) -> Response[Any]:
-            body, headers = ask(request.headers, request.cookies, await request.body())
-            return await stream_response(request, body, headers=headers)
+            body, options = ask(request.headers, request.cookies, await request.body())
+            return await stream_response(request, body, **options)
 
         return Litestar([answer], exception_handlers={AheadlessError: refuse})

@@ -37,13 +37,13 @@ from tests.bridges.web_apps import (
 )
 
 
-def starlette_app(ask: Ask, **options: Any) -> Starlette:
+def starlette_app(ask: Ask, **settings: Any) -> Starlette:
     async def answer(request: Request) -> Response:
-        body, headers = ask(request.headers, request.cookies, await request.body())
-        return await stream_response(body, headers=headers)
+        body, options = ask(request.headers, request.cookies, await request.body())
+        return await stream_response(body, **options)
 
     routes = [Route("/ask", answer, methods=["POST"])]
-    return Starlette(routes=routes, exception_handlers={AheadlessError: refuse}, **options)
+    return Starlette(routes=routes, exception_handlers={AheadlessError: refuse}, **settings)
 
 
 class TestStarlette(WebBackEndContract):
@@ -79,8 +79,8 @@ class TestFastAPI(WebBackEndContract):
 
         @app.post("/ask")
         async def answer(request: Request) -> Response:
-            body, headers = ask(request.headers, request.cookies, await request.body())
-            return await stream_response(body, headers=headers)
+            body, options = ask(request.headers, request.cookies, await request.body())
+            return await stream_response(body, **options)
 
         return app
 
