@@ -24,12 +24,15 @@ def old_middleware(get_response: Callable[[HttpRequest], HttpResponseBase]) -> o
     return get_response
 
 
+MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware", f"{__name__}.old_middleware"]
+
+
 class TestDjango(WebBackEndContract):
     @pytest.fixture
     def serve(self) -> Serve:
         return under_uvicorn
 
-    @pytest.fixture(autouse=True, params=[[], [f"{__name__}.old_middleware"]], ids=["bare", "with old middleware"])
+    @pytest.fixture(autouse=True, params=[[], MIDDLEWARE], ids=["bare", "with middleware"])
     def project(self, request: pytest.FixtureRequest) -> Iterator[None]:
         with override_settings(
             ROOT_URLCONF=(), MIDDLEWARE=[*request.param, "aheadless.bridges.django.RefusalMiddleware"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -35,6 +37,7 @@ from tests.bridges.web_apps import (
     under_hypercorn,
     under_uvicorn,
 )
+from tests.support import KEY
 
 
 def starlette_app(ask: Ask, **settings: Any) -> Starlette:
@@ -66,7 +69,9 @@ class TestStarletteBehindMiddleware(WebBackEndContract):
         async def pass_on(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
             return await call_next(request)
 
-        return starlette_app(ask, middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)])
+        return starlette_app(
+            ask, middleware=[Middleware(GZipMiddleware), Middleware(BaseHTTPMiddleware, dispatch=pass_on)]
+        )
 
 
 class TestFastAPI(WebBackEndContract):
@@ -107,6 +112,26 @@ async def test_browser_that_stops_reading_for_ever(scripted: ScriptedServer, cli
             assert not client.chat("s").busy
 
     await run(Starlette(routes=[Route("/ask", answer, methods=["POST"])]), use)
+
+
+async def test_program_of_the_page(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch):
+    """What docs/howto/fastapi.md shows first is a whole back end."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "fastapi.md").read_text("utf-8")
+    monkeypatch.setenv("AHEADLESS_BASE_URL", scripted.url)
+    monkeypatch.setenv("AHEADLESS_API_KEY", KEY)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+
+    async def use(port: int) -> None:
+        async with aiohttp.ClientSession() as session:
+            async with ask(session, port) as answer:
+                assert (answer.status, "visitor" in answer.cookies) == (200, True)
+                assert b'"done"' in await answer.read()
+            async with ask(session, port, "") as answer:
+                assert (answer.status, (await answer.json())["error"]) == (400, "The message is empty.")
+
+    async with names["app"].router.lifespan_context(names["app"]):
+        await run(names["app"], use)
 
 
 async def test_refusal_of_what_is_not_ours():

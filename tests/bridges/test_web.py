@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import aheadless
 from aheadless import (
     AheadlessError,
     AuthenticationError,
@@ -229,6 +232,25 @@ def test_status_of_a_refusal(error: AheadlessError, status: int, retry_after: st
     assert answer.headers["Cache-Control"] == "no-store"
 
 
+def test_table_of_the_refusals():
+    """The page has each error that can refuse a turn, with its status and its text."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "web-backend.md").read_text("utf-8")
+    listed = re.findall(r"^\| `(\w+Error)` \| (\d+).*? \| (.*) \|$", page, re.MULTILINE)
+
+    for name, status, text in listed:
+        error = getattr(aheadless, name)(**({"status": int(status)} if name == "RejectedError" else {}))
+        answer = refusal(error)
+        if name != "ServerError":
+            assert answer.status == int(status), name
+        assert json.loads(answer.body)["error"] == text, name
+    assert [name for name, _, _ in listed] == [*dict.fromkeys(name for name, _, _ in listed)]
+    assert {name for name, _, _ in listed} == {
+        name
+        for name in aheadless.exceptions.__all__
+        if name.endswith("Error") and name not in {"AheadlessError", "StatusError"}
+    }
+
+
 def test_refusal_says_what_is_wrong_with_a_message():
     """What the visitor can change is said; of the rest no word of an error gets out."""
     client = ChatClient("http://127.0.0.1:1", api_key=KEY)
@@ -370,6 +392,38 @@ async def test_closing_while_a_read_waits(make: Make, scripted: ScriptedServer, 
         await scripted.requests[0].left.wait()
 
 
+@pytest.mark.parametrize("script", [Script(end="stall"), Script(FIRST[: FIRST.index(b"{")], end="stall")])
+async def test_closing_while_it_opens(script: Script, scripted: ScriptedServer, client: ChatClient):
+    """Whoever opens it gets nothing, and the upstream is closed at once, whether there is an answer or not."""
+    scripted.add(script)
+    body = to_ndjson(client.chat("s").stream("Hi"))
+    opening = asyncio.create_task(body.open())
+    request = await scripted.arrived(1)
+
+    await body.aclose()
+
+    async with asyncio.timeout(10):
+        await opening
+        await request.left.wait()
+    assert body.empty
+    assert await read(body) == b""
+
+
+@pytest.mark.parametrize("count", range(6))
+async def test_closing_anywhere(count: int, scripted: ScriptedServer, client: ChatClient):
+    """After however many pieces: the session is free, nothing more comes, and closing again is nothing."""
+    scripted.add(Script(stream_answer(events(*"abcdef"))))
+    body = to_sse(client.chat("s").stream("Hi"))
+    for _ in range(count):
+        await anext(body)
+
+    await body.aclose()
+    await body.aclose()
+
+    assert not client.chat("s").busy
+    assert await read(body) == b""
+
+
 async def test_cancelled_reader(scripted: ScriptedServer, client: ChatClient):
     """A framework that cancels its handler closes the upstream by that, and the cancel goes on."""
     scripted.add(STALLED)
@@ -411,6 +465,21 @@ async def test_dropped_bytes(scripted: ScriptedServer, client: ChatClient):
 
     del body
     gc.collect()
+
+    async with asyncio.timeout(10):
+        await scripted.requests[0].left.wait()
+    assert not client.chat("s").busy
+
+
+async def test_dropped_between_two_heartbeats(scripted: ScriptedServer, client: ChatClient):
+    """The read that goes on meanwhile goes as well."""
+    scripted.add(STALLED)
+    body = to_sse(client.chat("s").stream("Hi"), heartbeat=0.001)
+    await body.open()
+    while b"ping" not in await anext(body):
+        pass
+
+    del body
 
     async with asyncio.timeout(10):
         await scripted.requests[0].left.wait()

@@ -142,7 +142,7 @@ class Browser:
         body = json.dumps({"message": message}).encode()
         await self._loop.sock_sendall(
             self._sock,
-            b"POST /ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"POST /ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAccept-Encoding: gzip\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body),
         )
 

@@ -110,6 +110,8 @@ def kind_text(error: AheadlessError) -> str:
 
 def report(error: AheadlessError) -> None:
     """Tell the log of an error, as the visitor is told next to nothing; not of one that is the visitor's own doing."""
+    if isinstance(error, RejectedError) and error.session_id is None:
+        return  # by `Visitors`, before there was a turn
     if not isinstance(error, InvalidRequestError | RateLimitError | SessionBusyError | StreamStoppedError):
         logger.warning("a turn of %s failed: %s: %s", error.session_id, type(error).__name__, error)
 
