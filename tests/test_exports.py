@@ -9,7 +9,19 @@ import pytest
 
 import aheadless
 
-MODULES = ["aheadless", "aheadless.admin", "aheadless.exceptions", "aheadless.server", "aheadless.testing"]
+MODULES = [
+    "aheadless",
+    "aheadless.admin",
+    "aheadless.bridges.aiohttp",
+    "aheadless.bridges.django",
+    "aheadless.bridges.litestar",
+    "aheadless.bridges.quart",
+    "aheadless.bridges.starlette",
+    "aheadless.bridges.web",
+    "aheadless.exceptions",
+    "aheadless.server",
+    "aheadless.testing",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
