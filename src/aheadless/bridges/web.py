@@ -20,7 +20,6 @@ from aheadless._subscription import call_on
 from aheadless.bridges._formats import AISDKFormat, NDJSONFormat, SSEFormat, ai_sdk_message
 from aheadless.bridges._refusals import Refusal, refusal, report
 from aheadless.bridges._turns import LiveTurns, resume
-from aheadless.bridges._visitors import Visitor, Visitors
 from aheadless.exceptions import AheadlessError, Delivery, StoreError, StreamStoppedError, UsageError
 from aheadless.protocol.events import Done, Event, Failure
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from aheadless.bridges._formats import Format
+    from aheadless.bridges._visitors import Visitor, Visitors
 
 __all__ = [
     "ByteStream",
@@ -44,6 +44,17 @@ __all__ = [
     "to_ndjson",
     "to_sse",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # They need the extra `web`; all the rest needs nothing.
+    if name in {"Visitor", "Visitors"}:
+        from aheadless.bridges import _visitors  # noqa: PLC0415
+
+        value: object = getattr(_visitors, name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 Events: TypeAlias = "ReplyStream | AsyncIterator[Event]"
 """A turn that is to be driven, or the events of one that somebody else drives, as `chat.follow()` gives them."""
