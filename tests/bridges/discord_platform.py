@@ -194,11 +194,11 @@ class DiscordPlatform:
 
     async def click(self, posted: Posted, *, user: int = ASKER, permissions: int = 0) -> None:
         """Click the first button of a message until the bot responds: at first it may not know that it is there yet."""
-        responses = len(self.responses)
-        while len(self.responses) == responses:
+        before = self.count("callback")
+        while self.count("callback") == before:
             self._dispatch("INTERACTION_CREATE", self._click(posted, user, permissions))
             with suppress(TimeoutError):
-                await self.until(lambda: len(self.responses) > responses, within=0.5)
+                await self.until(lambda: self.count("callback") > before, within=0.5)
 
     def _click(self, posted: Posted, user: int, permissions: int) -> dict[str, Any]:
         data = {

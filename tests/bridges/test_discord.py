@@ -313,8 +313,7 @@ async def test_edits_become_forbidden(platform: DiscordPlatform, hear: Hear, ask
     assert caught.value.reply.text == "Hello"
 
 
-@pytest.mark.parametrize("status", [500, 503])
-@pytest.mark.parametrize("call", ["post", "edit"])
+@pytest.mark.parametrize(("call", "status"), [("post", 503), ("edit", 503), ("edit", 500)])
 async def test_discord_fails(platform: DiscordPlatform, hear: Hear, ask: Ask, call: Any, status: int):
     """The next attempt makes good for it."""
     platform.faults.append(Fault(call, status))
@@ -435,6 +434,25 @@ async def test_stop_before_the_first_word(platform: DiscordPlatform, hear: Hear,
     assert platform.written()[0].buttons == ()
 
 
+@pytest.mark.parametrize("user", [ASKER, OTHER])
+async def test_click_is_answered_too_late(
+    platform: DiscordPlatform, hear: Hear, ask: Ask, user: int, caplog: pytest.LogCaptureFixture
+):
+    """Discord waits three seconds for the bot's answer to a click; that it came late is no error of the bot's."""
+    more = asyncio.Event()
+    chat = await ask("Once upon", more)
+    platform.faults.append(Fault("callback", 404, code=10062))
+    answering = asyncio.create_task(reply_stream(await hear(), chat.stream("Hi"), pace=QUICK))
+    await platform.until(lambda: platform.shown() == ["Once upon"])
+
+    await platform.click(platform.written()[0], user=user)
+    more.set()
+    await asyncio.wait([answering])
+
+    assert isinstance(answering.exception(), StreamStoppedError) == (user == ASKER)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 async def test_button_is_on_the_newest_message(platform: DiscordPlatform, hear: Hear, ask: Ask):
     """It goes down with the text."""
     more, end = asyncio.Event(), asyncio.Event()
@@ -447,6 +465,20 @@ async def test_button_is_on_the_newest_message(platform: DiscordPlatform, hear: 
     await answering
 
     assert buttons(platform) == [0, 0]
+
+
+async def test_button_cannot_be_taken_away_at_once(platform: DiscordPlatform, hear: Hear, ask: Ask):
+    """It is tried again for a moment, also when the text needs no more edits."""
+    more = asyncio.Event()
+    chat = await ask("word " * 600, more)
+    platform.faults.append(Fault("edit", 503, times=2))
+    answering = asyncio.create_task(reply_stream(await hear(), chat.stream("Hi"), pace=Pace(first=0, every=60)))
+    await platform.until(lambda: platform.count("post") == 1)
+    more.set()
+    reply = await answering
+
+    assert buttons(platform) == [0, 0]
+    assert read_together(platform.shown()) == read_together([reply.text])
 
 
 def buttons(platform: DiscordPlatform) -> list[int]:

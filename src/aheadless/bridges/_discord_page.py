@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -36,6 +37,7 @@ TYPING_WITHIN: Final = 0.5
 STOP_WITHIN: Final = 3600.0
 # For taking the button away, if the last edit could not: a button that does nothing is better than a late return.
 TIDY_WITHIN: Final = 2.0
+TIDY_PAUSE: Final = 0.3
 # What a 429 means that does not say how long.
 UNTOLD: Final = 5.0
 # discord.com/developers/docs/topics/opcodes-and-status-codes
@@ -55,7 +57,8 @@ class StopView(discord.ui.View):
         """Whether somebody may stop the reply; who may not is told so, and nobody else sees it."""
         if interaction.user == self._asker or interaction.permissions.manage_messages:
             return True
-        await interaction.response.send_message(self._not_yours, ephemeral=True)
+        with suppress(discord.HTTPException):  # Discord waits three seconds for it, and no longer
+            await interaction.response.send_message(self._not_yours, ephemeral=True)
         return False
 
 
@@ -66,7 +69,8 @@ class _StopButton(discord.ui.Button[StopView]):
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         self._stream.stop()
-        await interaction.response.defer()
+        with suppress(discord.HTTPException):  # as above
+            await interaction.response.defer()
 
 
 @attrs.frozen
@@ -104,20 +108,20 @@ class ChannelPage:
 
     async def post(self, text: str) -> discord.Message:
         """Write a message, once: a post whose answer was lost is not written twice."""
-        if self._newest is None:
+        if self._newest is None and self._unanswered is None:
             await self._type()
         # Of a nonce that Discord knows it returns the message that there is, which is as it was sent the first time.
         post = self._unanswered = self._unanswered or _Post(text, has_button=self._stoppable)
         try:
             message = await self._ask(self._send(post))
+            if post.has_button:
+                self._buttons[message.id] = message
+            self._newest, self._reference = message, None  # what follows stands below it
+            if post.text != text:
+                await self.edit(message, text)
         except MessageGone as exc:
             self._unanswered = None  # it had arrived, and was deleted
             raise RetryLater(0) from exc
-        if post.has_button:
-            self._buttons[message.id] = message
-        self._newest, self._reference = message, None  # what follows stands below it
-        if post.text != text:
-            await self.edit(message, text)
         self._unanswered = None
         return message
 
@@ -139,6 +143,9 @@ class ChannelPage:
         try:
             async with asyncio.timeout(TIDY_WITHIN):
                 await self._bare()
+                while self._buttons:
+                    await asyncio.sleep(TIDY_PAUSE)
+                    await self._bare()
         except TimeoutError:
             pass
 
@@ -149,11 +156,14 @@ class ChannelPage:
 
     async def _bare(self, but: discord.Message | None = None) -> None:
         for message in [message for message in self._buttons.values() if message is not but]:
-            del self._buttons[message.id]
             try:
                 await self._ask(message.edit(view=None))
-            except (discord.HTTPException, OSError, RetryLater, MessageGone, PageRefused) as exc:
-                logger.info("a button stays: %s", exc)
+            except (MessageGone, PageRefused):
+                pass
+            except Exception as exc:  # noqa: BLE001 - discord.py passes on what its own library raises
+                logger.info("a button stays for now: %s", exc)
+                continue
+            del self._buttons[message.id]
 
     async def _send(self, post: _Post) -> discord.Message:
         view: Any = self._view if post.has_button else None
@@ -171,12 +181,9 @@ class ChannelPage:
     async def _type(self) -> None:
         try:
             async with asyncio.timeout(TYPING_WITHIN):
-                await self._ask(self._typing())
-        except (TimeoutError, discord.HTTPException, OSError, RetryLater, MessageGone, PageRefused) as exc:
+                await self._ask(self._channel.typing())
+        except Exception as exc:  # noqa: BLE001 - as above
             logger.debug("not seen typing: %s", exc)
-
-    async def _typing(self) -> None:
-        await self._channel.typing()
 
     async def _ask(self, request: Awaitable[T]) -> T:
         """Return what Discord answers to a request, or raise what its refusal means for the writer."""
