@@ -61,7 +61,7 @@ class Fault:
     """What happens to the next calls of a kind, instead of what should."""
 
     on: Call
-    status: int = 500
+    status: int = 503
     code: int = 0
     """Discord's own number of the error."""
     retry_after: float | None = None

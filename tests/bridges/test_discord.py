@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -382,6 +383,22 @@ async def test_history_may_not_be_read(platform: DiscordPlatform, hear: Hear, as
     assert (posted.content, posted.reply_to) == ("Hello", None)
 
 
+@pytest.mark.parametrize("seed", range(6))
+async def test_everything_at_once(platform: DiscordPlatform, hear: Hear, ask: Ask, seed: int):
+    """Whatever fails, and in whichever order, the whole text is there at the end, once, and no button."""
+    chance = random.Random(seed)
+    for _ in range(6):
+        call: Any = chance.choice(["typing", "post", "edit"])
+        fault = Fault(call, chance.choice([429, 503]), retry_after=chance.random() * 0.1, skip=chance.randrange(4))
+        fault.everywhere, fault.carry_out = chance.random() < 0.3, chance.random() < 0.5
+        platform.faults.append(fault)
+    chat = await ask(*tokens(LONG, chance.choice([5, 50, 500])))
+    reply = await reply_stream(await hear(), chat.stream("Hi"), pace=QUICK)
+
+    assert read_together(platform.shown()) == read_together([reply.text])
+    assert all(posted.buttons == () for posted in platform.written())
+
+
 # --- stop -------------------------------------------------------------------------------------------------------------
 
 
@@ -434,7 +451,7 @@ async def test_stop_before_the_first_word(platform: DiscordPlatform, hear: Hear,
     assert platform.written()[0].buttons == ()
 
 
-@pytest.mark.parametrize("user", [ASKER, OTHER])
+@pytest.mark.parametrize("user", [ASKER, OTHER], ids=["asker", "other"])
 async def test_click_is_answered_too_late(
     platform: DiscordPlatform, hear: Hear, ask: Ask, user: int, caplog: pytest.LogCaptureFixture
 ):

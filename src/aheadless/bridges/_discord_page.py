@@ -35,8 +35,9 @@ MESSAGE_LIMIT: Final = 1900
 TYPING_WITHIN: Final = 0.5
 # After an hour Discord hardly lets a message be edited any more, so nothing waits for a click longer than that.
 STOP_WITHIN: Final = 3600.0
-# For taking the button away, if the last edit could not: a button that does nothing is better than a late return.
-TIDY_WITHIN: Final = 2.0
+# For taking the button away, if the last edit could not: Discord's windows are of 5 s, and whoever cancels waits.
+TIDY_WITHIN: Final = 10.0
+TIDY_CANCELLED_WITHIN: Final = 1.0
 TIDY_PAUSE: Final = 0.3
 # What a 429 means that does not say how long.
 UNTOLD: Final = 5.0
@@ -136,12 +137,14 @@ class ChannelPage:
             await self._bare(but=self._newest)
 
     async def tidy(self) -> None:
-        """Have the button do nothing more, and take it from what still has it, for a moment at most."""
+        """Have the button do nothing more, and take it from what still has it: within 10 s, 1 s if cancelled."""
         if self._view is None:
             return
         self._view.stop()
+        task = asyncio.current_task()
+        cancelled = task is not None and task.cancelling() > 0
         try:
-            async with asyncio.timeout(TIDY_WITHIN):
+            async with asyncio.timeout(TIDY_CANCELLED_WITHIN if cancelled else TIDY_WITHIN):
                 await self._bare()
                 while self._buttons:
                     await asyncio.sleep(TIDY_PAUSE)

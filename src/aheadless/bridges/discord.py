@@ -61,7 +61,7 @@ async def reply_stream(
 
     Raises what ended the turn, after the text so far and a kind word about it were shown: StreamStoppedError for the
     button; NotShownError, with the reply, if Discord did not take the text. If cancelled, the turn is interrupted and
-    one last edit of at most 2 s shows the text so far.
+    the text so far is shown, within 3 s in all.
     """
     words = words or DiscordWords()
     button = StopView(stream, message.author, label=words.stop, not_yours=words.not_yours) if stop_button else None
