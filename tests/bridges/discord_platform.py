@@ -65,6 +65,8 @@ class Fault:
     code: int = 0
     """Discord's own number of the error."""
     retry_after: float | None = None
+    by_proxy: bool = False
+    """Whether a 429 is not Discord's own."""
     everywhere: bool = False
     """Whether a 429 is that of the whole bot, not of a route."""
     times: int = 1
@@ -447,7 +449,10 @@ class DiscordPlatform:
         seconds = fault.retry_after or 0.0
         if fault.everywhere:
             self._global_until = time.monotonic() + seconds
-        return _slow_down(seconds, everywhere=fault.everywhere)
+        response = _slow_down(seconds, everywhere=fault.everywhere)
+        if fault.by_proxy:
+            del response.headers["Via"]
+        return response
 
     def _too_fast(self, call: Call, channel: int) -> web.Response | None:
         now = time.monotonic()
@@ -558,7 +563,7 @@ def _failure(status: int, code: int) -> web.Response:
 def _slow_down(seconds: float, *, everywhere: bool = False) -> web.Response:
     response = _answer({"message": "slow down", "retry_after": seconds, "global": everywhere}, status=429)
     # Without `Via` discord.py takes it for a ban by Cloudflare.
-    response.headers.update({"Via": "1.1 google", "Retry-After": str(int(seconds) + 1)})
+    response.headers.update({"Via": "1.1 google", "Retry-After": f"{seconds:.1f}"})
     return response
 
 

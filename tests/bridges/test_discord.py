@@ -373,6 +373,15 @@ async def test_question_is_deleted(platform: DiscordPlatform, hear: Hear, ask: A
     assert (posted.content, posted.reply_to) == ("Hello", None)
 
 
+async def test_ban_by_a_proxy(platform: DiscordPlatform, hear: Hear, ask: Ask):
+    """A 429 that is not Discord's own says in its header when to come back."""
+    platform.faults.append(Fault("edit", 429, retry_after=0.1, by_proxy=True))
+    chat = await ask("Hello")
+    await reply_stream(await hear(), chat.stream("Hi"), pace=QUICK)
+
+    assert platform.shown() == ["Hello"]
+
+
 async def test_history_may_not_be_read(platform: DiscordPlatform, hear: Hear, ask: Ask):
     """Then no message can be answered as such, but one can be written."""
     platform.faults.append(Fault("post", 400, code=160002))
@@ -485,17 +494,30 @@ async def test_button_is_on_the_newest_message(platform: DiscordPlatform, hear: 
 
 
 async def test_button_cannot_be_taken_away_at_once(platform: DiscordPlatform, hear: Hear, ask: Ask):
-    """It is tried again for a moment, also when the text needs no more edits."""
-    more = asyncio.Event()
-    chat = await ask("word " * 600, more)
-    platform.faults.append(Fault("edit", 503, times=2))
-    answering = asyncio.create_task(reply_stream(await hear(), chat.stream("Hi"), pace=Pace(first=0, every=60)))
-    await platform.until(lambda: platform.count("post") == 1)
-    more.set()
+    """It is tried again for a moment, although the text needs no more edits."""
+    end = asyncio.Event()
+    chat = await ask("One", end)
+    answering = asyncio.create_task(reply_stream(await hear(), chat.stream("Hi"), pace=QUICK))
+    await platform.until(lambda: platform.shown() == ["One"])
+    platform.faults.append(Fault("edit", 503))
+    end.set()
+    await answering
+
+    assert platform.count("edit", 503) == 1
+    assert buttons(platform) == [0]
+
+
+async def test_message_is_deleted_before_its_button(platform: DiscordPlatform, hear: Hear, ask: Ask):
+    """Nothing is left to be taken away."""
+    end = asyncio.Event()
+    chat = await ask("One", end)
+    answering = asyncio.create_task(reply_stream(await hear(), chat.stream("Hi"), pace=QUICK))
+    await platform.until(lambda: platform.shown() == ["One"])
+    platform.remove(platform.written()[0])
+    end.set()
     reply = await answering
 
-    assert buttons(platform) == [0, 0]
-    assert read_together(platform.shown()) == read_together([reply.text])
+    assert (reply.text, platform.shown()) == ("One", [])
 
 
 def buttons(platform: DiscordPlatform) -> list[int]:
@@ -672,6 +694,22 @@ async def test_thread_that_the_bot_is_in(platform: DiscordPlatform, cog: Any):
     await settled(platform, thread, texts=["Hello", "Hello"])
 
     assert asked(engine) == [["Come here"], ["Come here", "And now?"]]
+
+
+async def test_thread_that_cannot_be_read(
+    platform: DiscordPlatform, bot: commands.Bot, cog: Any, caplog: pytest.LogCaptureFixture
+):
+    """Discord empties the messages for a bot without the intent; the log says why nothing is answered."""
+    bot._connection._intents.message_content = False
+    engine = await cog(["Hello"])
+    thread = platform.open_thread("a thread")
+    platform.say("Come here", channel=thread, mention=True)
+    await settled(platform, thread, texts=["Hello"])
+    platform.say("", channel=thread)
+    [record] = await logged(caplog)
+
+    assert "message content intent" in record.getMessage()
+    assert len(engine.asked) == 1
 
 
 async def test_open_threads(platform: DiscordPlatform, cog: Any):
