@@ -256,6 +256,7 @@ def test_commands_that_the_pages_show(page):
     [
         "aheadless",
         "aheadless.stores",
+        "aheadless.bridges",
         "aheadless.bridges.discord",
         "aheadless.admin",
         "aheadless.server",
