@@ -67,7 +67,7 @@ async def reply_stream(
     button = StopView(stream, message.author, label=words.stop, not_yours=words.not_yours) if stop_button else None
     page = ChannelPage(message, stream, channel, button)
     try:
-        return await write_reply(page, stream, pace=pace, placeholder=placeholder, words=words, conclude=stop_button)
+        return await write_reply(page, stream, pace=pace, placeholder=placeholder, words=words, conclude=True)
     finally:
         await page.tidy()
 
