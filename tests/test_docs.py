@@ -267,6 +267,8 @@ def test_commands_that_the_pages_show(page):
         "aheadless.bridges.quart",
         "aheadless.bridges.starlette",
         "aheadless.bridges.web",
+        "aheadless.bridges",
+        "aheadless.bridges.discord",
         "aheadless.server",
         "aheadless.testing",
     ],

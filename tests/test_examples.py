@@ -34,6 +34,7 @@ SHOWN = {
 }
 WEB_BACKENDS = ["fastapi_app.py", "web_backend_aiohttp.py"]
 WORKERS = "workers_on_redis.py"  # it starts a server of its own: tests/stores/test_workers_demo.py
+BRIDGES = {"discord_bot.py"}  # they need a platform: tests/bridges
 
 
 class UnhurriedEcho(EchoEngine):
@@ -60,7 +61,7 @@ def environment(server: RunningServer, **more: str) -> dict[str, str]:
 
 def test_every_example_is_run():
     """A new program has a row here or a test of its own."""
-    assert {*SHOWN, *WEB_BACKENDS, WORKERS} == {path.name for path in FOLDER.glob("*.py")}
+    assert {*SHOWN, *WEB_BACKENDS, WORKERS, *BRIDGES} == {path.name for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -18,6 +18,8 @@ MODULES = [
     "aheadless.bridges.quart",
     "aheadless.bridges.starlette",
     "aheadless.bridges.web",
+    "aheadless.bridges",
+    "aheadless.bridges.discord",
     "aheadless.exceptions",
     "aheadless.server",
     "aheadless.testing",
