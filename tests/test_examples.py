@@ -32,6 +32,7 @@ SHOWN = {
     "own_session.py": r"Hello\nclosed: False\n",
 }
 WEB_BACKEND = "web_backend_aiohttp.py"
+SLACK = "slack_bot.py"  # tests/bridges/test_slack.py
 WORKERS = "workers_on_redis.py"  # it starts a server of its own: tests/stores/test_workers_demo.py
 
 
@@ -59,7 +60,7 @@ def environment(server: RunningServer, **more: str) -> dict[str, str]:
 
 def test_every_example_is_run():
     """A new program has a row here or a test of its own."""
-    assert {*SHOWN, WEB_BACKEND, WORKERS} == {path.name for path in FOLDER.glob("*.py")}
+    assert {*SHOWN, SLACK, WEB_BACKEND, WORKERS} == {path.name for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", SHOWN)
