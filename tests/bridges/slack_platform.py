@@ -24,7 +24,7 @@ APP_TOKEN = "xapp-loopback"
 SIGNING_SECRET = "signing-secret-of-the-loopback"
 TEAM, CHANNEL, DM, USER, BOT = "T0TEAM", "C0GENERAL", "D0DIRECT", "U0ASKING", "U0BOT"
 
-LIMIT = 12_000
+LIMIT = 12_000  # bytes of UTF-8, all appends of a message together
 STREAM_SECONDS = 300
 PING = re.compile(r"<!(?:channel|here|everyone|subteam\^)|<@[UWB][A-Z0-9]")
 
@@ -136,7 +136,7 @@ class SlackPlatform:
 
     async def until(self, predicate: Callable[[], object]) -> None:
         """Wait until something is so; looked at after each call and each acknowledgement."""
-        async with asyncio.timeout(10), self._changed:
+        async with asyncio.timeout(30), self._changed:
             await self._changed.wait_for(lambda: bool(predicate()))
 
     async def shows(self, *texts: str) -> None:
@@ -297,7 +297,7 @@ class SlackPlatform:
         return self._show(message, text)
 
     def _show(self, message: Shown, text: str) -> dict[str, Any]:
-        if len(text) > LIMIT:
+        if len(text.encode()) > LIMIT:
             raise SlackError("msg_too_long")
         message.text = text
         message.history.append(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from slack_bolt.context.say_stream.async_say_stream import AsyncSayStream
 from slack_bolt.request.async_request import AsyncBoltRequest
 from slack_sdk.web.async_client import AsyncWebClient
 
-from aheadless import ChatClient, Reply, ReplyFailedError, StreamInterruptedError
+from aheadless import ChatClient, Reply, ReplyFailedError, StreamInterruptedError, UsageError
 from aheadless.bridges import NotShownError, Words, _delivery, slack
 from aheadless.bridges.slack import SlackPace, add_chat, reply_stream, session_id
 from aheadless.protocol.events import Done, Event, Failure, Start, Token
@@ -146,10 +147,10 @@ async def test_many_tokens(platform: SlackPlatform, ask: Ask):
     told = Told(*(f"word{number} " for number in range(500)))
     told.go_on()
 
-    reply = await ask(told, SlackPace())
+    reply = await ask(told, SlackPace(append=60))
 
     assert platform.texts() == [reply.text]
-    assert len(platform.methods()) <= 3
+    assert len(platform.methods()) <= 2
 
 
 async def test_no_status(platform: SlackPlatform, ask: Ask):
@@ -265,6 +266,18 @@ async def test_silence_that_takes_long(platform: SlackPlatform, ask: Ask):
     assert platform.texts() == ["One two"]
 
 
+async def test_long_reply_in_another_script(platform: SlackPlatform, ask: Ask):
+    """Slack counts bytes, of which these characters have three."""
+    text = "。".join("這是一個很長的答案" for _ in range(1000))
+    told = Told(text)
+    told.go_on()
+
+    await ask(told)
+
+    assert "".join(platform.texts()) == text
+    assert len(platform.texts()) > 2
+
+
 # --- what Slack does to a reply ---------------------------------------------------------------------------------------
 
 
@@ -304,7 +317,7 @@ async def test_fault(platform: SlackPlatform, ask: Ask, method: str, fault: Faul
     told = Told("One", " two", " three")
     asking = asyncio.ensure_future(ask(told))
 
-    await platform.until(lambda: platform.texts())
+    await platform.until(platform.texts)
     told.next()
     await platform.until(lambda: platform.texts()[-1].startswith("One two"))
     told.go_on()
@@ -480,6 +493,14 @@ async def test_callback_that_fails(platform: SlackPlatform, ask: Ask):
 
     assert platform.texts() == [f"One\n\n{WORDS.failed}"]
     assert not platform.streaming
+
+
+async def test_event_without_a_message(client: ChatClient, web_client: AsyncWebClient):
+    """There is no thread to answer in, and nothing is asked."""
+    nowhere = AsyncSayStream(client=web_client, channel=CHANNEL)
+
+    with pytest.raises(UsageError, match="no thread"):
+        await reply_stream(nowhere, client.chat("user-1").stream("Hello"))
 
 
 # --- a chat in an app -------------------------------------------------------------------------------------------------
@@ -766,9 +787,9 @@ async def test_event_by_socket_mode(platform: SlackPlatform, scripted: ScriptedS
 # --- the example ------------------------------------------------------------------------------------------------------
 
 
-async def test_example(platform: SlackPlatform, scripted: ScriptedServer):
-    """docs/examples/slack_bot.py, as a program: it connects, and answers."""
-    assert len(EXAMPLE.read_text("utf-8").splitlines()) <= 40
+@asynccontextmanager
+async def example(platform: SlackPlatform, scripted: ScriptedServer) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run docs/examples/slack_bot.py as a program."""
     settings = {
         "AHEADLESS_BASE_URL": scripted.url,
         "AHEADLESS_API_KEY": KEY,
@@ -776,10 +797,36 @@ async def test_example(platform: SlackPlatform, scripted: ScriptedServer):
         "SLACK_BOT_TOKEN": BOT_TOKEN,
         "SLACK_APP_TOKEN": APP_TOKEN,
     }
-    program = await asyncio.create_subprocess_exec(sys.executable, EXAMPLE, env={**os.environ, **settings})
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, EXAMPLE, env={**os.environ, **settings}, stderr=asyncio.subprocess.PIPE
+    )
     try:
+        yield program
+    finally:
+        if program.returncode is None:
+            program.kill()
+        await program.communicate()
+
+
+async def test_example(platform: SlackPlatform, scripted: ScriptedServer):
+    """In at most forty lines it connects, and answers."""
+    assert len(EXAMPLE.read_text("utf-8").splitlines()) <= 40
+    async with example(platform, scripted):
         await platform.send(platform.event("Hi"))
         await platform.shows("Hello world")
-    finally:
-        program.terminate()
-        await program.wait()
+
+
+async def test_example_that_is_interrupted(platform: SlackPlatform, scripted: ScriptedServer):
+    """With Ctrl-C in the middle of an answer, what had come is shown as such, and no stream is left open."""
+    scripted.add(Told("One", " two").script)
+    async with example(platform, scripted) as program:
+        await platform.send(platform.event("Hi"))
+        await platform.shows("One")
+
+        program.send_signal(signal.SIGINT)
+        async with asyncio.timeout(20):
+            _, complaints = await program.communicate()
+
+    assert platform.texts() == [f"One\n\n{WORDS.failed}"]
+    assert not platform.streaming
+    assert complaints.decode().splitlines()[-1] == "KeyboardInterrupt"

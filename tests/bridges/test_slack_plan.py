@@ -7,22 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aheadless.bridges._slack_plan import (
+from aheadless.bridges._slack_calls import (
     Append,
     Delete,
     Post,
     Problem,
     RateLimited,
     Refused,
-    SlackPace,
-    SlackPlan,
     Start,
     Step,
     Stop,
     Unclear,
     Update,
-    presentable,
 )
+from aheadless.bridges._slack_plan import SlackPace, SlackPlan, presentable
 from tests.bridges.slack_platform import PING
 
 PACE = SlackPace()

@@ -11,36 +11,35 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from aheadless.bridges._delivery import Pace, Schedule
-from aheadless.bridges._split import Part, cut
+from aheadless.bridges._slack_calls import (
+    Append,
+    Delete,
+    Post,
+    Problem,
+    RateLimited,
+    Refused,
+    Start,
+    Step,
+    Stop,
+    Unclear,
+    Update,
+)
+from aheadless.bridges._split import Part, closed, cut
 from aheadless.protocol.codec import trim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "Append",
-    "Delete",
-    "Post",
-    "Problem",
-    "RateLimited",
-    "Refused",
-    "SlackPace",
-    "SlackPlan",
-    "Start",
-    "Step",
-    "Stop",
-    "Unclear",
-    "Update",
-    "presentable",
-]
+__all__ = ["LIMIT", "SlackPace", "SlackPlan", "presentable"]
 
-LIMIT: Final = 12_000
-"""Characters of `markdown_text`, by the reference of chat.postMessage, chat.update and chat.appendStream."""
+LIMIT: Final = 11_500
+"""Bytes of UTF-8 in a message. The reference says 12,000 characters; what streams were seen to take was about as many
+bytes, all appends together (https://github.com/openclaw/openclaw/pull/143882)."""
 
 SHORTEST: Final = 1_000
 """To so many characters messages shrink if Slack finds them too long: it does not say what it counts."""
@@ -51,9 +50,7 @@ MAX_DELETED: Final = 3
 SLOWEST: Final = 8
 """How many times as long as the pace says the pauses get."""
 
-_TRANSIENT: Final = frozenset(
-    {"internal_error", "fatal_error", "service_unavailable", "request_timeout", "ratelimited"}
-)
+_TOO_LONG: Final = {"msg_too_long", "msg_blocks_too_long", "markdown_text_too_long"}
 
 # What notifies people. What else Slack puts in angle brackets are links, which a reply may have.
 _PING: Final = re.compile(r"<(?=@[UWB][A-Z0-9]|!(?:channel|here|everyone|group|subteam))")
@@ -86,82 +83,6 @@ class SlackPace:
 
     close: float = 230.0
     """At this age a stream is closed wherever it is, and the rest shown by edits. Slack closes it at about 300."""
-
-
-# --- steps ------------------------------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Start:
-    """Begin a message as a native stream."""
-
-    text: str
-
-
-@attrs.frozen
-class Post:
-    """Post a message."""
-
-    text: str
-
-
-@attrs.frozen
-class Append:
-    """Add to a stream."""
-
-    ts: str
-    text: str
-
-
-@attrs.frozen
-class Stop:
-    """Add the last of a stream, perhaps nothing, and close it."""
-
-    ts: str
-    text: str
-
-
-@attrs.frozen
-class Update:
-    """Replace a message's text."""
-
-    ts: str
-    text: str
-
-
-@attrs.frozen
-class Delete:
-    """Take a message away that the reply no longer needs."""
-
-    ts: str
-
-
-Step: TypeAlias = Start | Post | Append | Stop | Update | Delete
-
-
-# --- what becomes of a step if it fails -------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class RateLimited:
-    """Slack did not do it, and wants to be asked again after so many seconds."""
-
-    seconds: float
-
-
-@attrs.frozen
-class Unclear:
-    """Nobody knows whether Slack did it."""
-
-
-@attrs.frozen
-class Refused:
-    """Slack did not do it, for the reason of this name."""
-
-    code: str
-
-
-Problem: TypeAlias = RateLimited | Unclear | Refused
 
 
 @attrs.define
@@ -265,8 +186,6 @@ class SlackPlan:
     def failed(self, step: Step, problem: Problem, now: float) -> None:
         """Take note that a step was not made, or that nobody knows, at this time."""
         self._last_at = now
-        if isinstance(problem, Refused) and problem.code in _TRANSIENT:
-            problem = Unclear()
         match problem:
             case RateLimited(seconds):
                 self._schedule.postponed(now, seconds)
@@ -274,7 +193,7 @@ class SlackPlan:
             case Unclear():
                 self._schedule.failed(now)
                 self._doubt(step)
-            case Refused("msg_too_long") if self._limit > SHORTEST:
+            case Refused(code) if code in _TOO_LONG and self._limit > SHORTEST:
                 self._limit //= 2
             case Refused(code):
                 self._obey(step, code, now)
@@ -299,7 +218,7 @@ class SlackPlan:
 
     def _cut(self, text: str) -> list[Part]:
         rest = text[len(self._before) :]
-        return cut(rest, self._limit) if rest else []
+        return cut(rest, self._limit, length=_bytes) if rest else []
 
     def _roll_over(self, parts: list[Part], now: float) -> None:
         """Settle what is before a good place for a new message, if it is time for one."""
@@ -308,7 +227,7 @@ class SlackPlan:
         message, (*whole, last) = self._messages[-1], parts
         if message.streaming_since is None or now < message.streaming_since + self._pace.roll_over:
             return
-        if (end := _line_end(last, len(message.shown), self._limit)) is None:
+        if (end := _line_end(last, len(message.shown))) is None:
             return
         self._settled += [part.text for part in whole]
         self._settled.append(last.source[:end])
@@ -374,12 +293,16 @@ class SlackPlan:
         self._messages = [message for message in self._messages if message.ts != ts]
 
 
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
 def _unclosed(part: Part) -> str:
     """Return what a part shows, without the end of a code block that was only put there because the text ends."""
     return part.text[: part.text.rindex(part.source) + len(part.source)].rstrip()
 
 
-def _line_end(part: Part, shown: int, limit: int) -> int | None:
+def _line_end(part: Part, shown: int) -> int | None:
     """Return the end of the last line that is not shown yet and not in a code block, with the blank lines after it."""
     if not part.text.startswith(part.source):
         return None  # it begins in the middle of a code block
@@ -387,6 +310,6 @@ def _line_end(part: Part, shown: int, limit: int) -> int | None:
     while (end := part.source.rfind("\n", shown, end)) >= 0:
         rest = part.source[end:]
         after = end + len(rest) - len(rest.lstrip("\n"))
-        if len(head := cut(part.source[:after], limit)) == 1 and head[0].text == head[0].source:
+        if closed(head := part.source[:after]) == head:
             return after
     return None

@@ -12,28 +12,14 @@ import html
 import logging
 import re
 from collections import OrderedDict
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aheadless.bridges._ids import platform_id
-from aheadless.bridges._slack_plan import (
-    Append,
-    Delete,
-    Post,
-    Problem,
-    RateLimited,
-    Refused,
-    SlackPace,
-    SlackPlan,
-    Start,
-    Step,
-    Stop,
-    Unclear,
-    Update,
-)
+from aheadless.bridges._slack_calls import Problem, Step, Unclear, problem_of, request
+from aheadless.bridges._slack_plan import SlackPace, SlackPlan
 from aheadless.bridges._split import closed
 from aheadless.bridges._writer import CALL_WITHIN, CANCEL_WITHIN, FINAL_WITHIN, NotShownError, Words
-from aheadless.exceptions import AheadlessError, StreamStoppedError
+from aheadless.exceptions import AheadlessError, StreamStoppedError, UsageError
 from aheadless.protocol.codec import trim
 from aheadless.protocol.turn import TurnState
 
@@ -53,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["SlackPace", "add_chat", "reply_stream", "session_id"]
 
 log = logging.getLogger(__name__)
+
+STATUS_WITHIN: Final = 3.0
+"""Seconds that Slack has for the status: the first words wait for it."""
 
 REMEMBERED: Final = 30_000
 """Events that are known to have come: as many as Slack delivers to an app in an hour. It gives up on one earlier."""
@@ -74,8 +63,12 @@ async def reply_stream(
 
     Raises what ended the turn, after the text so far and a kind word about it were shown; NotShownError, with the
     reply, if Slack did not take the final text. If cancelled, the turn is interrupted, the text so far is shown as
-    such within 2 s, and nothing goes on after that.
+    such within 2 s, and nothing goes on after that. Raises UsageError for an event without a message to answer.
     """
+    if say_stream is None or say_stream.channel is None or say_stream.thread_ts is None:
+        raise UsageError(
+            "this event has no thread to answer in; make an AsyncSayStream(client=…, channel=…, thread_ts=…)"
+        )
     words = words or Words()
     scribe = _Scribe(say_stream, SlackPlan(pace or SlackPace()), status)
     writing = asyncio.create_task(scribe.write())
@@ -84,7 +77,11 @@ async def reply_stream(
         await asyncio.wait({writing})
     except BaseException as exc:  # cancelled, or a callback of the stream's raised
         scribe.end(_last_text(stream, exc, words), within=CANCEL_WITHIN)
-        await asyncio.wait({writing}, timeout=CANCEL_WITHIN)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CANCEL_WITHIN):
+                await asyncio.wait({writing})
+                if writing.cancelled():  # asyncio.run() cancels all tasks at its end, that one too
+                    await scribe.bring()
         raise
     finally:
         writing.cancel()
@@ -142,6 +139,7 @@ class _Scribe:
         self._client.retry_handlers = []
         self._plan = plan
         self._status = status
+        self._hurry = False
         self._text = ""
         self._problem: Problem | None = None  # the last one
         self._now = asyncio.get_running_loop().time
@@ -161,12 +159,18 @@ class _Scribe:
         self._ended.set()
 
     async def write(self) -> str | None:
-        """Return when the whole text is shown, or why it will not be."""
+        """Set the status, then do as :meth:`bring`."""
+        where = {"channel_id": self._to.channel, "thread_ts": self._to.thread_ts}
+        outcome = await self._call("assistant.threads.setStatus", {**where, "status": self._status}, STATUS_WITHIN)
+        self._hurry = not isinstance(outcome, str)  # without a status people would see nothing before the first words
+        return await self.bring()
+
+    async def bring(self) -> str | None:
+        """Return when the whole text is shown, or why it will not be. If cancelled, it can be called again."""
         plan = self._plan
-        hurry = not await self._set_status()
         while True:
             self._more.clear()
-            step = plan.step(self._text, self._now(), hurry=hurry)
+            step = plan.step(self._text, self._now(), hurry=self._hurry)
             if plan.final and (step is None or plan.exhausted):
                 return plan.refused if step is None else str(self._problem)
             if step is None:
@@ -176,50 +180,28 @@ class _Scribe:
             else:
                 await self._make(step)
 
-    async def _set_status(self) -> bool:
-        """Set the status; return whether people see it."""
-        where = {"channel_id": self._to.channel, "thread_ts": self._to.thread_ts}
-        return isinstance(await self._call("assistant.threads.setStatus", {**where, "status": self._status}), str)
-
     async def _make(self, step: Step) -> None:
         began = self._now()
-        outcome = await self._call(*_request(step, self._to))
-        if isinstance(outcome, str):
-            self._plan.done(step, began, ts=outcome)
-        else:
-            self._plan.failed(step, outcome, self._now())
-            self._problem = outcome
+        outcome: str | Problem = Unclear()
+        try:
+            outcome = await self._call(*request(step, self._to), CALL_WITHIN)
+        finally:
+            if isinstance(outcome, str):
+                self._plan.done(step, began, ts=outcome)
+            else:
+                self._plan.failed(step, outcome, self._now())
+                self._problem = outcome
 
-    async def _call(self, method: str, arguments: dict[str, object]) -> str | Problem:
+    async def _call(self, method: str, arguments: dict[str, object], within: float) -> str | Problem:
         """Return the name of the message that was made or changed, or why nobody can say so."""
         try:
-            async with asyncio.timeout(CALL_WITHIN):
+            async with asyncio.timeout(within):
                 answer = await self._client.api_call(method, json=arguments)
         except Exception as exc:  # noqa: BLE001 - whatever a transport raises: nobody knows whether the call arrived
-            problem = _problem(exc)
+            problem = problem_of(exc)
             log.debug("%s: %s", method, problem)
             return problem
         return str(answer["ts"])
-
-
-def _request(step: Step, to: AsyncSayStream) -> tuple[str, dict[str, object]]:
-    """Return the method of Slack's that makes a step, and its arguments."""
-    thread = {"channel": to.channel, "thread_ts": to.thread_ts}
-    match step:
-        case Start(text):
-            recipient = {"recipient_team_id": to.recipient_team_id, "recipient_user_id": to.recipient_user_id}
-            method, arguments = "chat.startStream", {**thread, **recipient, "markdown_text": text}
-        case Post(text):
-            method, arguments = "chat.postMessage", {**thread, "markdown_text": text}
-        case Append(ts, text):
-            method, arguments = "chat.appendStream", {"channel": to.channel, "ts": ts, "markdown_text": text}
-        case Stop(ts, text):
-            method, arguments = "chat.stopStream", {"channel": to.channel, "ts": ts, "markdown_text": text}
-        case Update(ts, text):
-            method, arguments = "chat.update", {"channel": to.channel, "ts": ts, "markdown_text": text}
-        case Delete(ts):
-            method, arguments = "chat.delete", {"channel": to.channel, "ts": ts}
-    return method, {name: value for name, value in arguments.items() if value}
 
 
 async def _pause(event: asyncio.Event | None, *, until: float | None) -> None:
@@ -227,24 +209,6 @@ async def _pause(event: asyncio.Event | None, *, until: float | None) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout_at(until):
             await (event or asyncio.Event()).wait()
-
-
-def _problem(error: Exception) -> Problem:
-    """Return what an error of the SDK's, or of its transport, says about a call."""
-    response: Any = getattr(error, "response", None)
-    # Slack's own answers have a `status_code` and `data`; what is no JSON, as a proxy's, is the transport's response.
-    status = getattr(response, "status_code", None) or getattr(response, "status", None)
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return RateLimited(_seconds(response.headers.get("Retry-After")))
-    match getattr(response, "data", None):
-        case {"error": str(code)} if status == HTTPStatus.OK:
-            return Refused(code)
-        case _:
-            return Unclear()
-
-
-def _seconds(retry_after: str | None) -> float:
-    return float(retry_after) if retry_after is not None and retry_after.isdecimal() else 1.0
 
 
 # --- a chat in an app -------------------------------------------------------------------------------------------------
