@@ -503,6 +503,20 @@ async def test_event_without_a_message(client: ChatClient, web_client: AsyncWebC
         await reply_stream(nowhere, client.chat("user-1").stream("Hello"))
 
 
+async def test_callback_that_fails_at_the_end(platform: SlackPlatform, ask: Ask):
+    """The reply is whole, and shown so."""
+
+    def fail(reply: Reply) -> None:
+        raise ZeroDivisionError
+
+    told = Told("One", " two")
+    told.go_on()
+    with pytest.raises(ZeroDivisionError):
+        await ask(told, on_done=fail)
+
+    assert platform.texts() == ["One two"]
+
+
 # --- a chat in an app -------------------------------------------------------------------------------------------------
 
 

@@ -110,6 +110,14 @@ def grow(model: Model, *texts: str, pause: float = 0.6) -> None:
         model.now += pause
 
 
+def ends_in_code(text: str) -> bool:
+    code = False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            code = line.strip() != "```" if code else True
+    return code
+
+
 # --- the usual way ----------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +229,13 @@ def test_code_block_over_the_limit():
     assert [line for message in shown for line in message.splitlines() if not line.startswith("```")] == lines
 
 
+def test_much_white_space():
+    """No message is blank: Slack takes none."""
+    model = Model(SlackPlan(PACE, limit=100))
+
+    assert [message.strip() for message in model.finish("One" + "\n" * 500 + "two")] == ["One", "two"]
+
+
 # --- age --------------------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +262,21 @@ def test_stream_that_grows_old_in_a_code_block():
     assert model.shown == {"1": "```\na\nb\nc\nd\n```"}
     assert model.finish("```\na\nb\nc\nd\n```\nend") == ["```\na\nb\nc\nd\n```\nend"]
     assert {type(step) for step in model.steps} == {Start, Append, Stop, Update}
+
+
+def test_stream_that_grows_old_in_a_long_code_block():
+    """What goes on in a second message is code there from its first line on: that is no place for a third one."""
+    lines = [f"line {number}" for number in range(30)]
+    text = "```\n" + "\n".join(lines)
+    model = Model(SlackPlan(PACE, limit=150))
+    grow(model, text[:160], text[:160], text[:160])
+    assert len(model.shown) == 2
+    model.now += 201
+
+    grow(model, text[:180], text[:200], text[:220], text[:220])
+
+    assert len(model.shown) == 2
+    assert not any(ends_in_code(message) for message in model.finish(f"{text}\n```"))
 
 
 def test_stream_that_grows_old_in_silence():
@@ -354,6 +384,36 @@ def test_reply_that_differs_from_its_tokens():
     assert model.finish("Another one") == ["Another one"]
 
 
+def test_reply_that_differs_after_a_roll_over():
+    """The messages before it are corrected as well, and what is too many taken away."""
+    model = Model(SlackPlan(PACE))
+    grow(model, "One", pause=201)
+    grow(model, "One.\nTwo", "One.\nTwo", "One.\nTwo three")
+    assert model.shown == {"1": "One.", "2": "Two three"}
+
+    assert model.finish("Another one") == ["Another one"]
+
+
+def test_slack_that_contradicts_itself():
+    """A message that is in no stream and cannot be edited because of its stream: that is not tried for ever."""
+    plan = SlackPlan(PACE)
+    start = plan.step("One", 0.0)
+    assert start is not None
+    plan.done(start, 0.0, ts="1")
+    plan.finish(0.0, within=90)
+
+    steps = 0
+    now = 0.0
+    while not plan.exhausted and (step := plan.step("One two", now)) is not None:
+        now = max(now, plan.due(step))
+        code = "message_not_in_streaming_state" if isinstance(step, Stop) else "streaming_state_conflict"
+        plan.failed(step, Refused(code), now)
+        steps += 1
+
+    assert plan.exhausted
+    assert steps < 20
+
+
 def test_failures_that_do_not_end():
     """A whole text is tried seven times; what failed before it was whole does not count."""
     model = Model(SlackPlan(PACE))
@@ -435,14 +495,6 @@ OUTCOME = st.sampled_from(["fine", "fine", "fine", "limited", "not sent", "answe
 def words(text: str) -> list[str]:
     """Return the words that are not marks of a code block."""
     return [word for word in text.split() if not word.startswith("```")]
-
-
-def ends_in_code(text: str) -> bool:
-    code = False
-    for line in text.splitlines():
-        if line.startswith("```"):
-            code = line.strip() != "```" if code else True
-    return code
 
 
 @given(text=TEXT, data=st.data(), native=st.booleans(), limit=st.integers(30, 120))
