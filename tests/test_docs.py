@@ -257,6 +257,7 @@ def test_commands_that_the_pages_show(page):
         "aheadless",
         "aheadless.stores",
         "aheadless.admin",
+        "aheadless.bridges",
         "aheadless.bridges.slack",
         "aheadless.server",
         "aheadless.testing",

@@ -147,30 +147,37 @@ async def write_reply(
     pace: Pace | None = None,
     placeholder: str = "…",
     words: Words | None = None,
+    conclude: bool = False,
 ) -> Reply:
     """Show a reply on a page while it is being written, and return it when its whole text is there.
 
     A placeholder is posted at once and edited as the text comes, at the given pace and always to the latest text, so
     that a slow platform delays no token. Text over the page's limit goes on in new messages, as :func:`split_text` cuts
-    it; a message that was deleted is written anew. The final text is tried again for up to 90 s.
+    it; a message that was deleted is written anew. The final text is tried again for up to 90 s. To `conclude`, the
+    last message is written once more when the reply is over, even if its text is there already: a page can then take
+    away what was there for the time of writing.
 
     Raises what ended the turn, after the text so far and a kind word about it were shown; NotShownError, with the
     reply, if the platform did not take the final text. The stream is read to its end even if the platform refuses to
     show it. If cancelled, the turn is interrupted, one last edit of at most 2 s shows the text so far, and nothing
     goes on after that.
     """
-    writer = _Writer(page, stream, Schedule(pace or Pace()), words or Words(), placeholder)
+    writer = _Writer(page, stream, Schedule(pace or Pace()), words or Words(), placeholder, conclude=conclude)
     writing = asyncio.create_task(writer.run(), name="aheadless write_reply")
     try:
         reply = await _read(stream, writer, writing)
     except asyncio.CancelledError as exc:
         writer.end_with(exc, within=CANCEL_WITHIN)
+        if writing.cancelling():
+            # The event loop shuts down, and has cancelled all tasks.
+            await asyncio.wait([writing])
+            writing = asyncio.create_task(writer.run(), name="aheadless write_reply")
         await asyncio.wait([writing], timeout=CANCEL_WITHIN)
         raise
     finally:
         writing.cancel()
         await asyncio.wait([writing])
-    if writer.failure is not None:
+    if not writer.complete:
         raise NotShownError("the platform did not take the whole reply", reply=reply) from writer.failure
     return reply
 
@@ -200,16 +207,29 @@ class _Shown(Generic[M]):
     message: M | None
     """None once it has been deleted."""
     text: str
+    final: bool = False
+    """Whether this was written when the text was final."""
 
 
 class _Writer(Generic[M]):
     """Brings a page up to date, call by call: decides with :class:`Schedule` and :func:`cut`, and waits."""
 
-    def __init__(self, page: Page[M], stream: ReplyStream, schedule: Schedule, words: Words, placeholder: str) -> None:
+    def __init__(
+        self,
+        page: Page[M],
+        stream: ReplyStream,
+        schedule: Schedule,
+        words: Words,
+        placeholder: str,
+        *,
+        conclude: bool,
+    ) -> None:
+        self.complete = False
+        """Whether all that is to be shown is there."""
         self.failure: Exception | None = None
-        """Why the text that is to be shown is not there, and will not be."""
+        """Why it is not, and will not be."""
         self._page, self._stream, self._schedule, self._words = page, stream, schedule, words
-        self._placeholder = placeholder
+        self._placeholder, self._conclude = placeholder, conclude
         self._final: str | None = None
         self._messages: list[_Shown[M]] = []
         self._gone = 0
@@ -262,6 +282,7 @@ class _Writer(Generic[M]):
         elif (step := self._next()) is not None:
             await self._take(*step)
         elif schedule.final:
+            self.complete = True
             return False
         else:
             self._idle = True
@@ -279,12 +300,16 @@ class _Writer(Generic[M]):
 
     def _next(self) -> tuple[int, str] | None:
         """Return the first message that is not as it should be, by its number, and its text."""
-        wanted = self._wanted()
-        # Text that was shown and then is not part of the reply cannot be taken away, only replaced.
-        wanted += [self._words.surplus] * (len(self._messages) - len(wanted))
+        wanted, messages = self._wanted(), self._messages
         for number, text in enumerate(wanted):
-            if number == len(self._messages) or self._messages[number].text != text:
+            if number == len(messages) or messages[number].text != text:
                 return number, text
+        for number, shown in enumerate(messages[len(wanted) :], len(wanted)):
+            # What was shown and then is not part of the reply cannot be taken away, only replaced.
+            if shown.message is not None and shown.text != self._words.surplus:
+                return number, self._words.surplus
+        if self._conclude and self._final is not None and wanted and not messages[len(wanted) - 1].final:
+            return len(wanted) - 1, wanted[-1]
         return None
 
     def _wanted(self) -> list[str]:
@@ -300,11 +325,6 @@ class _Writer(Generic[M]):
         except RetryLater as exc:
             self._last_error = exc
             schedule.postponed(self._now(), exc.seconds)
-        except MessageGone as exc:
-            self._gone += 1
-            self._messages[number] = _Shown(None, "")
-            if self._gone > MAX_GONE:
-                self.failure = exc
         except PageRefused as exc:
             self.failure = exc
         except asyncio.CancelledError:
@@ -320,12 +340,20 @@ class _Writer(Generic[M]):
             schedule.shown(self._now())
 
     async def _write(self, number: int, text: str) -> None:
+        final = self._final is not None
         if number == len(self._messages):
-            self._messages.append(_Shown(await self._page.post(text), text))
+            self._messages.append(_Shown(await self._page.post(text), text, final))
             return
         shown = self._messages[number]
         if shown.message is None:
             shown.message = await self._page.post(text)
         else:
-            await self._page.edit(shown.message, text)
-        shown.text = text
+            try:
+                await self._page.edit(shown.message, text)
+            except MessageGone as exc:
+                self._gone += 1
+                if self._gone > MAX_GONE:
+                    raise PageRefused("messages are deleted as they come") from exc
+                self._messages[number] = _Shown(None, "")
+                return
+        shown.text, shown.final = text, final
