@@ -189,6 +189,23 @@ def test_message_before_there_is_text():
     assert model.finish("Hi") == ["Hi"]
 
 
+def test_message_that_stays_without_text():
+    """Its stream is closed in time as well; the text that comes at last is an edit."""
+    model = Model(SlackPlan(PACE))
+    begin = model.plan.step("", 0.0, hurry=True)
+    assert begin is not None
+    model.plan.done(begin, 0.0, ts=model.apply(begin)[0])
+    assert model.plan.step("", 229.0, hurry=True) is None
+
+    close = model.plan.step("", 230.0, hurry=True)
+    assert close == Stop("1", "")
+    model.plan.done(close, 230.0, ts=model.apply(close)[0])
+
+    assert model.plan.closes_at() is None
+    assert model.plan.step("", 999.0, hurry=True) is None
+    assert model.plan.step("Hi", 999.0, hurry=True) == Update("1", "Hi")
+
+
 # --- length -----------------------------------------------------------------------------------------------------------
 
 

@@ -148,7 +148,7 @@ class SlackPlan:
             return Delete(self._messages[-1].ts)
         if hurry and not self._messages:
             return Start("") if self._native else Post(self._placeholder)
-        return None
+        return self._close_empty(self._messages[len(wanted) :], now)
 
     def due(self, step: Step) -> float:
         """Return from when on a step may be made. What is final keeps no pace, but waits where it must."""
@@ -160,7 +160,7 @@ class SlackPlan:
     def closes_at(self) -> float | None:
         """Return when there will be a step although the text stays the same: an open stream grows old."""
         open_since = [message.streaming_since for message in self._messages if message.streaming_since is not None]
-        return min(open_since) + self._pace.close if open_since else None
+        return min(open_since) + self._pace.close if open_since and self.refused is None else None
 
     def done(self, step: Step, now: float, *, ts: str = "") -> None:
         """Take note that a step was made at this time; `ts` names the message that it began."""
@@ -247,6 +247,13 @@ class SlackPlan:
         if message.sure and text.startswith(message.shown):
             return Stop(message.ts, text[len(message.shown) :])
         return Stop(message.ts, "")
+
+    def _close_empty(self, messages: list[_Message], now: float) -> Step | None:
+        """Return the step that closes one which has no text and is old."""
+        for message in messages:
+            if message.streaming_since is not None and now >= message.streaming_since + self._pace.close:
+                return Stop(message.ts, "")
+        return None
 
     def _begin(self, want: Part, *, live: bool) -> Step | None:
         if live and self._native:
