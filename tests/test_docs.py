@@ -269,6 +269,7 @@ def test_commands_that_the_pages_show(page):
         "aheadless.bridges.web",
         "aheadless.bridges",
         "aheadless.bridges.discord",
+        "aheadless.bridges.slack",
         "aheadless.server",
         "aheadless.testing",
     ],

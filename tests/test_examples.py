@@ -34,7 +34,7 @@ SHOWN = {
 }
 WEB_BACKENDS = ["fastapi_app.py", "web_backend_aiohttp.py"]
 WORKERS = "workers_on_redis.py"  # it starts a server of its own: tests/stores/test_workers_demo.py
-BRIDGES = {"discord_bot.py"}  # they need a platform: tests/bridges
+BRIDGES = {"discord_bot.py", "slack_bot.py"}  # they need a platform: tests/bridges
 
 
 class UnhurriedEcho(EchoEngine):

@@ -20,6 +20,7 @@ MODULES = [
     "aheadless.bridges.web",
     "aheadless.bridges",
     "aheadless.bridges.discord",
+    "aheadless.bridges.slack",
     "aheadless.exceptions",
     "aheadless.server",
     "aheadless.testing",
