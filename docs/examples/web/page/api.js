@@ -35,7 +35,7 @@ export async function* ask(message, signal) {
 export async function history() {
   const response = await reach(() => fetch("messages", { cache: "no-store" }), "not_sent");
   if (!response.ok) throw await refusal(response);
-  return response.json();
+  return reach(() => response.json(), "not_sent");
 }
 
 async function send(message, signal) {
@@ -59,10 +59,10 @@ async function reach(request, delivery) {
 
 async function refusal(response) {
   const said = await response.json().catch(() => ({}));
-  const seconds = Number(response.headers.get("Retry-After") ?? NaN);
+  const seconds = Number(response.headers.get("Retry-After"));
   return new Failure(said.error ?? "The chat does not answer.", {
     delivery: said.delivery ?? (REFUSED.has(response.status) ? "rejected" : "unknown"),
-    retryAfter: Number.isFinite(seconds) && response.headers.has("Retry-After") ? Math.ceil(seconds) : null,
+    retryAfter: seconds > 0 ? Math.ceil(seconds) : null,
   });
 }
 
@@ -85,7 +85,6 @@ async function* lines(body, signal, delivery) {
     }
   } catch (error) {
     if (signal.aborted) throw new DOMException("stopped", "AbortError");
-    if (error instanceof Failure) throw error;
     throw new Failure("The connection broke off.", { delivery: delivery(), lost: true });
   } finally {
     reader.cancel().catch(() => {}); // of a stream that failed it fails as well

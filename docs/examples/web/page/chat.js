@@ -18,6 +18,7 @@ const LONGEST_POLL = 10_000; // ms between two tries to reach a back end that is
 const NEAR_THE_END = 60; // px: a reader who is this close to the end wants to stay there
 
 let writing = null; // the AbortController of the answer that is being written
+let opened = false; // whether the first look at the conversation is over
 let looking = null; // the timer of the next look at the conversation
 let seen = null; // the conversation when it was last looked at
 let pinned = true; // whether the log follows the answer
@@ -29,6 +30,7 @@ async function send(text) {
   writing = new AbortController();
   await opening; // or two answers at once would make two visitors of one, each with a cookie
   stopLooking();
+  const unsure = seen === null || last()?.pending; // whether all that came before is there
   last()?.settle();
   const turn = addTurn(text);
   show("writing");
@@ -49,6 +51,7 @@ async function send(text) {
   } finally {
     writing = null;
     show(looking ? "lost" : "ready");
+    if (unsure && !looking) look();
   }
 }
 
@@ -77,7 +80,7 @@ async function look(pause = POLL) {
     lookAgain(Math.min(pause * 2, LONGEST_POLL));
     return;
   }
-  if (writing && seen !== null) return; // the reader was quicker
+  if (writing && opened) return; // the reader was quicker
   const failed = last()?.failedHere ? last() : null;
   if (failed || JSON.stringify(messages) !== seen) rebuild(messages, failed);
   seen = JSON.stringify(messages);
@@ -198,4 +201,4 @@ log.addEventListener("scroll", () => {
 addEventListener("offline", () => show("offline"));
 addEventListener("online", () => (writing ? show("writing") : look()));
 
-const opening = look();
+const opening = look().finally(() => (opened = true));
