@@ -175,7 +175,7 @@ def note(page: Page) -> Locator:
 
 @asynccontextmanager
 async def process(api: ScriptedServer, folder: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run the back end as its docstring says, in a process of its own that can be killed."""
+    """Run the back end as its page in the docs says, in a process of its own that can be killed."""
     running = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "uvicorn", "--app-dir", FOLDER, "app:app", "--port", str(port), "--ws", "none"),
         "--timeout-graceful-shutdown=0",

@@ -324,6 +324,24 @@ async def test_a_second_tab(page: Page, context: BrowserContext, url: str, api: 
     await expect(answer(other)).to_have_text("Once upon a time")
 
 
+async def test_asking_in_a_second_tab(page: Page, context: BrowserContext, url: str, api: ScriptedServer):
+    """The question waits for the first tab's answer, and then both answers are there."""
+    held = Held("Once upon ", "a time")
+    api.add(held.script)
+    await ask(page, "Tell me a story")
+    held.let_go()
+    await expect(answer(page)).to_have_text("Once upon")
+    other = await context.new_page()
+    await other.goto(url)
+    await expect(other.locator("#state")).to_have_text("Writing…")
+
+    await ask(other, "And then?")
+    await expect(other.locator(".question")).to_have_text(["Tell me a story", "And then?"])
+    held.finish()
+
+    await expect(other.locator(".answer")).to_have_text(["Once upon a time", "Hello world"])
+
+
 async def test_another_visitor(page: Page, browser: Browser, url: str):
     """Nobody sees anybody else's conversation, and no script sees the cookie that keeps them apart."""
     await ask(page, "My secret")
