@@ -24,12 +24,15 @@ def old_middleware(get_response: Callable[[HttpRequest], HttpResponseBase]) -> o
     return get_response
 
 
+MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware", f"{__name__}.old_middleware"]
+
+
 class TestDjango(WebBackEndContract):
     @pytest.fixture
     def serve(self) -> Serve:
         return under_uvicorn
 
-    @pytest.fixture(autouse=True, params=[[], [f"{__name__}.old_middleware"]], ids=["bare", "with old middleware"])
+    @pytest.fixture(autouse=True, params=[[], MIDDLEWARE], ids=["bare", "with middleware"])
     def project(self, request: pytest.FixtureRequest) -> Iterator[None]:
         with override_settings(
             ROOT_URLCONF=(), MIDDLEWARE=[*request.param, "aheadless.bridges.django.RefusalMiddleware"]
@@ -38,8 +41,8 @@ class TestDjango(WebBackEndContract):
 
     def make_app(self, ask: Ask) -> ASGIHandler:
         async def answer(request: HttpRequest) -> HttpResponseBase:
-            body, headers = ask(request.headers, request.COOKIES, request.body)
-            return await stream_response(body, headers=headers)
+            body, options = ask(request.headers, request.COOKIES, request.body)
+            return await stream_response(body, **options)
 
         settings.ROOT_URLCONF = (path("ask", answer),)
         return ASGIHandler()

@@ -34,8 +34,8 @@ class TestQuart(WebBackEndContract):
 
         @app.post("/ask")
         async def answer() -> Response:
-            body, headers = ask(request.headers, request.cookies, await request.get_data())
-            return await stream_response(body, headers=headers)
+            body, options = ask(request.headers, request.cookies, await request.get_data())
+            return await stream_response(body, **options)
 
         return app
 

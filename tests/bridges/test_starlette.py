@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -39,13 +40,13 @@ from tests.bridges.web_apps import (
 from tests.support import KEY
 
 
-def starlette_app(ask: Ask, **options: Any) -> Starlette:
+def starlette_app(ask: Ask, **settings: Any) -> Starlette:
     async def answer(request: Request) -> Response:
-        body, headers = ask(request.headers, request.cookies, await request.body())
-        return await stream_response(body, headers=headers)
+        body, options = ask(request.headers, request.cookies, await request.body())
+        return await stream_response(body, **options)
 
     routes = [Route("/ask", answer, methods=["POST"])]
-    return Starlette(routes=routes, exception_handlers={AheadlessError: refuse}, **options)
+    return Starlette(routes=routes, exception_handlers={AheadlessError: refuse}, **settings)
 
 
 class TestStarlette(WebBackEndContract):
@@ -68,7 +69,9 @@ class TestStarletteBehindMiddleware(WebBackEndContract):
         async def pass_on(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
             return await call_next(request)
 
-        return starlette_app(ask, middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)])
+        return starlette_app(
+            ask, middleware=[Middleware(GZipMiddleware), Middleware(BaseHTTPMiddleware, dispatch=pass_on)]
+        )
 
 
 class TestFastAPI(WebBackEndContract):
@@ -81,8 +84,8 @@ class TestFastAPI(WebBackEndContract):
 
         @app.post("/ask")
         async def answer(request: Request) -> Response:
-            body, headers = ask(request.headers, request.cookies, await request.body())
-            return await stream_response(body, headers=headers)
+            body, options = ask(request.headers, request.cookies, await request.body())
+            return await stream_response(body, **options)
 
         return app
 

@@ -36,8 +36,8 @@ SOON = 0.05
 TRIES = 5
 
 Form: TypeAlias = Callable[[ReplyStream], ByteStream]
-Ask: TypeAlias = Callable[[Fields, Mapping[str, str], str | bytes], tuple[ByteStream, dict[str, str]]]
-"""What an application does with a request's headers, cookies and body: it gets the stream, and headers for the answer."""
+Ask: TypeAlias = Callable[[Fields, Mapping[str, str], str | bytes], tuple[ByteStream, dict[str, Any]]]
+"""What an application does with a request's headers, cookies and body: it gets what `stream_response` needs."""
 
 Serve: TypeAlias = Callable[[Any, socket.socket], contextlib.AbstractAsyncContextManager[None]]
 
@@ -142,7 +142,7 @@ class Browser:
         body = json.dumps({"message": message}).encode()
         await self._loop.sock_sendall(
             self._sock,
-            b"POST /ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"POST /ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAccept-Encoding: gzip\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body),
         )
 
@@ -194,15 +194,15 @@ class WebBackEndContract:
 
         async with contextlib.AsyncExitStack() as stack:
 
-            async def run(form: Form = to_ndjson, **options: Any) -> int:
+            async def run(form: Form = to_ndjson, *, send_timeout: float | None = 60.0, **options: Any) -> int:
                 client = make_client(scripted.url, **options)
 
                 def ask(
                     headers: Fields, cookies: Mapping[str, str], body: str | bytes
-                ) -> tuple[ByteStream, dict[str, str]]:
+                ) -> tuple[ByteStream, dict[str, Any]]:
                     visitor = visitors.admit(headers, cookies)
-                    text = json.loads(body)["message"]
-                    return form(client.chat(visitor.session_id).stream(text)), visitor.headers
+                    stream = client.chat(visitor.session_id).stream(json.loads(body)["message"])
+                    return form(stream), {"headers": visitor.headers, "send_timeout": send_timeout}
 
                 sock = stack.enter_context(listening())
                 port: int = sock.getsockname()[1]
@@ -379,6 +379,29 @@ class WebBackEndContract:
                 return browser.leave()
 
         await closes_soon(scripted, FLOOD, leave)
+
+    async def test_browser_takes_nothing_for_too_long(self, run, scripted):
+        """The upstream's connection is closed although the browser is still there."""
+        scripted.add(FLOOD)
+        port = await run(send_timeout=0.05)
+
+        async with asyncio.timeout(30), Browser(port) as browser:
+            await browser.ask()
+            request = await scripted.arrived(1)
+            await request.left.wait()
+
+    @pytest.mark.parametrize("send_timeout", [0.05, None])
+    async def test_upstream_is_silent_for_longer_than_a_browser_may_be(self, run, scripted, send_timeout):
+        """That is no fault of the browser's, and the reply goes on."""
+        going_on = asyncio.Event()
+        scripted.add(Script(stream_answer(events("Hello", " world")), gates={len(SILENT_AFTER_A_TOKEN.data): going_on}))
+        port = await run(lambda stream: to_sse(stream, heartbeat=0.1), send_timeout=send_timeout)
+
+        async with asyncio.timeout(30), Browser(port) as browser:
+            await browser.ask()
+            await browser.read_until(b": ping")
+            going_on.set()
+            await browser.read_until(b'"type":"done"')
 
     @pytest.mark.parametrize("script", [SILENT_BEFORE_ANYTHING, SILENT_BEFORE_THE_FIRST_EVENT], ids=["sent", "open"])
     async def test_browser_leaves_before_the_first_event(self, run, scripted, script):

@@ -28,6 +28,9 @@ HEADERS: Final[Mapping[str, str]] = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",  # or nginx holds the tokens back
     "X-Content-Type-Options": "nosniff",
+    # It means nothing to browsers, and to middleware that it is not wanted: Starlette's would hold the tokens back to
+    # compress them, and Django's packs each piece by itself, of which browsers unpack the first.
+    "Content-Encoding": "identity",
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from aheadless._options import parse_seconds
 from aheadless.bridges._refusals import refusal, report
 from aheadless.exceptions import AheadlessError
 
@@ -26,14 +27,20 @@ LEFT: Final = 499
 
 
 async def stream_response(
-    request: web.Request, body: ByteStream, *, headers: Mapping[str, str] | None = None
+    request: web.Request,
+    body: ByteStream,
+    *,
+    headers: Mapping[str, str] | None = None,
+    send_timeout: float | None = 60.0,
 ) -> web.StreamResponse:
     """Send a stream, or the refusal of its turn with its status, and return what the handler has to return.
 
     `headers` go along in any case: a `Set-Cookie`, say. Where nothing is left to resume, the status is 204. When the
     browser leaves, the upstream is closed at once, and this returns, or is cancelled if the application runs with
-    `handler_cancellation`.
+    `handler_cancellation`. When it takes nothing for `send_timeout` seconds, the connection is cut as if it had left;
+    None: no limit.
     """
+    patience = None if send_timeout is None else parse_seconds(send_timeout, "send_timeout")
     answer: web.StreamResponse = web.Response(status=LEFT)
     transport = request.transport
     async with aclosing(body):
@@ -45,7 +52,7 @@ async def stream_response(
                 return answer
             await answer.prepare(request)
             async for piece in body:
-                await answer.write(piece)
+                await _write(answer, piece, transport, patience)
             await answer.write_eof()
     return answer
 
@@ -72,6 +79,15 @@ async def _begin(body: ByteStream, headers: Mapping[str, str]) -> web.StreamResp
     if body.empty:
         return web.Response(status=204, headers=headers)
     return web.StreamResponse(headers={"Content-Type": body.media_type, **body.headers, **headers})
+
+
+async def _write(answer: web.StreamResponse, piece: bytes, to: asyncio.Transport, patience: float | None) -> None:
+    try:
+        async with asyncio.timeout(patience):
+            await answer.write(piece)
+    except TimeoutError:
+        to.abort()
+        raise ConnectionResetError("the browser takes nothing") from None
 
 
 def _refused(error: AheadlessError, headers: Mapping[str, str]) -> web.Response:

@@ -9,6 +9,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpResponse, StreamingHttpResponse  # pyright: ignore[reportMissingTypeStubs]
 
 from aheadless.bridges._refusals import refusal, report
+from aheadless.bridges._sending import Sending
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:
@@ -22,19 +23,23 @@ if TYPE_CHECKING:
 __all__ = ["RefusalMiddleware", "stream_response"]
 
 
-async def stream_response(body: ByteStream, *, headers: Mapping[str, str] | None = None) -> HttpResponseBase:
+async def stream_response(
+    body: ByteStream, *, headers: Mapping[str, str] | None = None, send_timeout: float | None = 60.0
+) -> HttpResponseBase:
     """Open a stream and return the answer that sends it, or the refusal of its turn with its status.
 
     `headers` go along with either: a `Set-Cookie`, say. For asynchronous views under ASGI, which Django cancels when
-    the browser leaves; the upstream is then closed at once.
+    the browser leaves; the upstream is then closed at once. When the browser takes nothing for `send_timeout` seconds,
+    the upstream is closed as well; None: no limit.
     """
+    sending = Sending(body, send_timeout)
     try:
         await body.open()
     except AheadlessError as error:
         return _refused(error, headers or {})
     if body.empty:
         return HttpResponse(status=204, headers=headers)
-    return _Answer(body, headers={"Content-Type": body.media_type, **body.headers, **(headers or {})})
+    return _Answer(sending, headers={"Content-Type": body.media_type, **body.headers, **(headers or {})})
 
 
 class RefusalMiddleware:
@@ -70,11 +75,11 @@ def _refused(error: AheadlessError, headers: Mapping[str, str]) -> HttpResponse:
 class _Answer(StreamingHttpResponse):  # type: ignore[misc]  # Django has no types
     """Closes what it sends when Django stops sending it: Django itself would leave that to the collector."""
 
-    def __init__(self, body: ByteStream, *, headers: Mapping[str, str]) -> None:
-        super().__init__(body, headers=headers)  # pyright: ignore[reportUnknownMemberType]
-        self._body = body
+    def __init__(self, sending: Sending, *, headers: Mapping[str, str]) -> None:
+        super().__init__(sending, headers=headers)  # pyright: ignore[reportUnknownMemberType]
+        self._sending = sending
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
-        async with aclosing(self._body):
+        async with aclosing(self._sending):
             async for piece in cast("AsyncGenerator[bytes]", super().__aiter__()):
                 yield piece

@@ -10,6 +10,7 @@ from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
 from aheadless.bridges._refusals import refusal, report
+from aheadless.bridges._sending import Sending
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:
@@ -23,13 +24,19 @@ __all__ = ["refuse", "stream_response"]
 
 
 async def stream_response(
-    request: Request[Any, Any, Any], body: ByteStream, *, headers: Mapping[str, str] | None = None
+    request: Request[Any, Any, Any],
+    body: ByteStream,
+    *,
+    headers: Mapping[str, str] | None = None,
+    send_timeout: float | None = 60.0,
 ) -> Response[Any]:
     """Open a stream and return the answer that sends it, or the refusal of its turn with its status.
 
     `headers` go along with either: a `Set-Cookie`, say. When the browser leaves, the upstream is closed at once, also
-    while this waits for the first event: from the call on, nothing else can read the request's body.
+    while this waits for the first event: from the call on, nothing else can read the request's body. When the browser
+    takes nothing for `send_timeout` seconds, the upstream is closed as well; None: no limit.
     """
+    sending = Sending(body, send_timeout)
     leaving = asyncio.ensure_future(_close_on_leave(body, request.receive))
     try:
         await body.open()
@@ -41,12 +48,12 @@ async def stream_response(
     if body.empty:
         return Response(None, status_code=204, headers=headers)
     return Stream(
-        body,
+        sending,
         status_code=200,
         media_type=body.media_type,
         headers={**body.headers, **(headers or {})},
         # Litestar stops sending when the browser leaves, and then comes to this; what it sends it does not close.
-        background=BackgroundTask(body.aclose),
+        background=BackgroundTask(sending.aclose),
     )
 
 

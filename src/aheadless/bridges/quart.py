@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from quart import Response
 
 from aheadless.bridges._refusals import refusal, report
+from aheadless.bridges._sending import Sending
 from aheadless.exceptions import AheadlessError
 
 if TYPE_CHECKING:
@@ -17,20 +18,23 @@ if TYPE_CHECKING:
 __all__ = ["refuse", "stream_response"]
 
 
-async def stream_response(body: ByteStream, *, headers: Mapping[str, str] | None = None) -> Response:
+async def stream_response(
+    body: ByteStream, *, headers: Mapping[str, str] | None = None, send_timeout: float | None = 60.0
+) -> Response:
     """Open a stream and return the answer that sends it, or the refusal of its turn with its status.
 
     `headers` go along with either: a `Set-Cookie`, say. Quart cancels the handler when the browser leaves and closes
-    what it sends, and the upstream with it. The answer lasts as long as the reply does: the application's
-    `RESPONSE_TIMEOUT`, by default 60 seconds, is not for it.
+    what it sends, and the upstream with it. When the browser takes nothing for `send_timeout` seconds, the upstream is
+    closed as well; None: no limit. The application's `RESPONSE_TIMEOUT` is not for these answers.
     """
+    sending = Sending(body, send_timeout)
     try:
         await body.open()
     except AheadlessError as error:
         return _refused(error, headers or {})
     if body.empty:
         return Response(status=204, headers={**(headers or {})})
-    answer = Response(body, headers={**body.headers, **(headers or {})}, content_type=body.media_type)
+    answer = Response(sending, headers={**body.headers, **(headers or {})}, content_type=body.media_type)
     answer.timeout = None
     return answer
 

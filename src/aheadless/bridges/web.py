@@ -148,6 +148,10 @@ class ByteStream:
             self._held = b""
             return piece
 
+    def stop(self) -> None:
+        """Close the upstream without waiting. Whoever reads on gets a last line that says so."""
+        self._upstream.stop()
+
     async def aclose(self) -> None:
         """Close the upstream, also while another task reads, whose loop then just ends. Never fails.
 
