@@ -20,10 +20,12 @@ from aheadless import (
     AuthenticationError,
     Chat,
     ChatClient,
+    ClientClosedError,
     Failure,
     InvalidRequestError,
     ReplyFailedError,
     StreamInterruptedError,
+    StreamStoppedError,
     UsageError,
 )
 from aheadless.bridges.starlette import refuse, stream_response
@@ -170,6 +172,33 @@ async def test_cancelled_before_it_began(scripted: ScriptedServer, chat: Chat, t
 
     async with asyncio.timeout(30):
         await request.left.wait()
+    assert not chat.busy
+
+
+async def test_stopped_before_it_began(scripted: ScriptedServer, chat: Chat, turns: LiveTurns):
+    """Whoever asked is told, as by any refusal."""
+    scripted.add(Script(end="stall"))
+    beginning = asyncio.create_task(turns.begin(chat, "Hi"))
+    await scripted.arrived(1)
+
+    chat.stop()
+
+    with pytest.raises(StreamStoppedError):
+        await beginning
+
+
+async def test_back_end_that_closes_while_a_turn_begins(scripted: ScriptedServer, chat: Chat):
+    """The turn is stopped, as nobody would be there to stop it later."""
+    gate = asyncio.Event()
+    scripted.add(Script(FIRST, gates={FIRST.index(b"{"): gate}, end="stall"))
+    async with LiveTurns() as turns:
+        beginning = asyncio.create_task(turns.begin(chat, "Hi"))
+        await scripted.arrived(1)
+
+    gate.set()
+
+    with pytest.raises(ClientClosedError):
+        await beginning
     assert not chat.busy
 
 
