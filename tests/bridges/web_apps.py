@@ -397,7 +397,6 @@ class WebBackEndContract:
 
         assert 0 < before < taken == 500
         assert received.count(b'"type":"token"') == 500
-        assert received.count(b"x" * 1000) >= 500  # and once more in `done`, cut by the chunks of the transfer
 
     async def test_browser_takes_nothing_for_too_long(self, run, scripted):
         """The upstream's connection is closed although the browser is still there."""
