@@ -17,7 +17,7 @@ from aiohttp.typedefs import Handler
 from aheadless import ChatClient
 from aheadless.bridges.aiohttp import refusals, stream_response
 from aheadless.bridges.web import to_ndjson
-from aheadless.testing import ScriptedServer
+from aheadless.testing import Script, ScriptedServer, events, stream_answer
 from tests.bridges.web_apps import (
     SILENT_AFTER_A_TOKEN,
     Ask,
@@ -123,6 +123,25 @@ async def test_callback_raises(client: ChatClient, error: type[Exception]):
     async with asyncio.timeout(30), serving(answer) as port:
         _, writer = await get(port)
         await raised.wait()
+        writer.transport.abort()
+
+
+async def test_next_request_comes_while_the_first_is_answered(scripted: ScriptedServer, client: ChatClient):
+    """Both are answered, one after the other."""
+    going_on = asyncio.Event()
+    scripted.add(Script(stream_answer(events("Hello", " world")), gates={len(SILENT_AFTER_A_TOKEN.data): going_on}))
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return await stream_response(request, to_ndjson(client.chat("s").stream("Hi")))
+
+    async with asyncio.timeout(30), serving(answer) as port:
+        reader, writer = await get(port)
+        await reader.readuntil(b"Hello")
+        writer.write(b"GET /ask HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        await writer.drain()
+        going_on.set()
+        for _ in range(2):
+            await reader.readuntil(b'"type":"done"')
         writer.transport.abort()
 
 

@@ -12,7 +12,8 @@ from django.http.response import HttpResponseBase
 from django.test.utils import override_settings
 from django.urls import path
 
-from aheadless.bridges.django import stream_response
+from aheadless import ConfigurationError
+from aheadless.bridges.django import RefusalMiddleware, stream_response
 from tests.bridges.web_apps import Ask, Serve, WebBackEndContract, under_uvicorn
 
 if not settings.configured:  # once in a process; what a test needs of its own it overrides
@@ -46,3 +47,22 @@ class TestDjango(WebBackEndContract):
 
         settings.ROOT_URLCONF = (path("ask", answer),)
         return ASGIHandler()
+
+
+def test_error_in_a_view():
+    """A mistake in the back end is a 500 without a word of it; what is none of ours Django deals with itself."""
+    middleware = RefusalMiddleware(lambda _: None)
+
+    refused = middleware.process_exception(HttpRequest(), ConfigurationError("no key"))
+
+    assert refused is not None
+    assert (refused.status_code, b"no key" in refused.content) == (500, False)
+    assert middleware.process_exception(HttpRequest(), KeyError("a")) is None
+
+
+def test_middleware_among_synchronous_ones():
+    """It lets requests through there as well."""
+    middleware = RefusalMiddleware(lambda request: request)
+    request = HttpRequest()
+
+    assert middleware(request) is request

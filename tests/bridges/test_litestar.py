@@ -7,9 +7,21 @@ from typing import Any
 import pytest
 from litestar import Litestar, Request, Response, post
 
-from aheadless import AheadlessError
+from aheadless import AheadlessError, ChatClient
 from aheadless.bridges.litestar import refuse, stream_response
-from tests.bridges.web_apps import Ask, Serve, WebBackEndContract, under_hypercorn, under_uvicorn
+from aheadless.bridges.web import to_ndjson
+from aheadless.testing import ScriptedServer
+from tests.bridges.web_apps import (
+    SILENT_BEFORE_ANYTHING,
+    Ask,
+    Browser,
+    Serve,
+    WebBackEndContract,
+    closes_soon,
+    listening,
+    under_hypercorn,
+    under_uvicorn,
+)
 
 
 class TestLitestar(WebBackEndContract):
@@ -24,3 +36,24 @@ class TestLitestar(WebBackEndContract):
             return await stream_response(request, body, **options)
 
         return Litestar([answer], exception_handlers={AheadlessError: refuse})
+
+
+async def test_handler_does_not_read_the_body(scripted: ScriptedServer, client: ChatClient):
+    """The browser's leaving is noticed nevertheless."""
+
+    @post("/ask")
+    async def answer(request: Request[Any, Any, Any]) -> Response[Any]:
+        return await stream_response(request, to_ndjson(client.chat("s").stream("Hi")))
+
+    with listening() as sock:
+        port = sock.getsockname()[1]
+
+        async def leave() -> float:
+            count = len(scripted.requests)
+            async with Browser(port) as browser:
+                await browser.ask()
+                await scripted.arrived(count + 1)
+                return browser.leave()
+
+        async with under_uvicorn(Litestar([answer]), sock):
+            await closes_soon(scripted, SILENT_BEFORE_ANYTHING, leave)

@@ -127,7 +127,7 @@ class Browser:
         self._sock = socket.socket()
         self._sock.setblocking(False)  # noqa: FBT003 - the socket's own signature
         # Before connecting: it decides what the kernel offers to take.
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
         self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> Browser:
@@ -371,14 +371,32 @@ class WebBackEndContract:
             async with Browser(port) as browser:
                 await browser.ask()
                 await browser.read_until(b"xxx")
-                seen = -1
-                while seen != taken:  # until nothing moves any more
-                    seen = taken
-                    await asyncio.sleep(0.02)
+                await settled(lambda: taken)
                 assert 0 < taken < 8000
                 return browser.leave()
 
         await closes_soon(scripted, FLOOD, leave)
+
+    async def test_browser_stops_reading_and_goes_on(self, run, scripted):
+        """The reply arrives whole all the same."""
+        taken = 0
+
+        def count(_: str) -> None:
+            nonlocal taken
+            taken += 1
+
+        scripted.add(Script(stream_answer(events(*["x" * 1000] * 500))))
+        port = await run(on_token=count)
+
+        async with asyncio.timeout(30), Browser(port) as browser:
+            await browser.ask()
+            received = await browser.read_until(b"xxx")
+            await settled(lambda: taken)
+            before = taken
+            received += await browser.read_until(b"0\r\n\r\n")
+
+        assert 0 < before < taken == 500
+        assert received.count(b'"type":"token"') == 500
 
     async def test_browser_takes_nothing_for_too_long(self, run, scripted):
         """The upstream's connection is closed although the browser is still there."""
@@ -427,6 +445,14 @@ async def nothing() -> AsyncIterator[Event]:
 def ask(session: aiohttp.ClientSession, port: int, message: str = "Hi", **options: Any) -> Any:
     """Post a question."""
     return session.post(f"http://127.0.0.1:{port}/ask", json={"message": message}, **options)
+
+
+async def settled(count: Callable[[], int]) -> None:
+    """Wait until nothing moves any more, because all buffers are full."""
+    seen = -1
+    while seen != count():
+        seen = count()
+        await asyncio.sleep(0.02)
 
 
 async def closes_soon(scripted: ScriptedServer, script: Script, leave: Callable[[], Awaitable[float]]) -> None:

@@ -38,6 +38,7 @@ async def stream_response(
     except AheadlessError as error:
         return _refused(error, headers or {})
     if body.empty:
+        await body.aclose()
         return HttpResponse(status=204, headers=headers)
     return _Answer(sending, headers={"Content-Type": body.media_type, **body.headers, **(headers or {})})
 

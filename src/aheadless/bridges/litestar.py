@@ -44,8 +44,9 @@ async def stream_response(
         return _refused(error, headers or {})
     finally:
         leaving.cancel()
-        await asyncio.wait([leaving])
+        await asyncio.gather(leaving, return_exceptions=True)
     if body.empty:
+        await body.aclose()
         return Response(None, status_code=204, headers=headers)
     return Stream(
         sending,

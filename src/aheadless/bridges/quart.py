@@ -33,6 +33,7 @@ async def stream_response(
     except AheadlessError as error:
         return _refused(error, headers or {})
     if body.empty:
+        await body.aclose()
         return Response(status=204, headers={**(headers or {})})
     answer = Response(sending, headers={**body.headers, **(headers or {})}, content_type=body.media_type)
     answer.timeout = None
