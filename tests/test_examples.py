@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -32,6 +33,7 @@ SHOWN = {
     "own_session.py": r"Hello\nclosed: False\n",
 }
 WEB_BACKEND = "web_backend_aiohttp.py"
+TERMINAL = "terminal.py"
 WORKERS = "workers_on_redis.py"  # it starts a server of its own: tests/stores/test_workers_demo.py
 
 
@@ -59,7 +61,7 @@ def environment(server: RunningServer, **more: str) -> dict[str, str]:
 
 def test_every_example_is_run():
     """A new program has a row here or a test of its own."""
-    assert {*SHOWN, WEB_BACKEND, WORKERS} == {path.name for path in FOLDER.glob("*.py")}
+    assert {*SHOWN, WEB_BACKEND, TERMINAL, WORKERS} == {path.name for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -132,3 +134,33 @@ async def test_web_backend_does_not_pass_half_a_reply_as_a_whole(web_backend: st
                 assert await second.text() == "two"
             with pytest.raises(aiohttp.ClientPayloadError):
                 await first.read()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process")
+async def test_terminal_stops_an_answer_and_goes_on(server: RunningServer):
+    """Ctrl-C ends the answer and not the program; the next question is answered, and the end of input is the end."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
+    try:
+        terminal = await asyncio.create_subprocess_exec(
+            sys.executable,
+            FOLDER / TERMINAL,
+            env=environment(server),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert terminal.stdin is not None
+    assert terminal.stdout is not None
+    async with asyncio.timeout(30):
+        terminal.stdin.write(b"one " * 900 + b"\n")
+        shown = await terminal.stdout.readuntil(b"one one ")
+        terminal.send_signal(signal.SIGINT)
+        shown += await terminal.stdout.readuntil(b" [stopped]\n> ")
+        terminal.stdin.write(b"two\n\xc2\x9b\x1b[2Jthree\n")
+        terminal.stdin.close()
+        out, err = await terminal.communicate()
+
+    assert re.fullmatch(rb"> (one )+(one?|o)? ?\[stopped\]\n> ", shown)
+    assert (out, err, terminal.returncode) == (b"two\n> [2Jthree\n> \n", b"", 0)
