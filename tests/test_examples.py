@@ -154,7 +154,7 @@ async def test_terminal_stops_an_answer_and_goes_on(server: RunningServer):
     assert terminal.stdin is not None
     assert terminal.stdout is not None
     async with asyncio.timeout(30):
-        terminal.stdin.write(b"one " * 900 + b"\n")
+        terminal.stdin.write(b"one " * 200 + b"\n")
         shown = await terminal.stdout.readuntil(b"one one ")
         terminal.send_signal(signal.SIGINT)
         shown += await terminal.stdout.readuntil(b" [stopped]\n> ")
