@@ -95,6 +95,19 @@ def test_block_in_a_list():
     assert pieces("1. so:\n   ```\n   if x:\n       y\n  z\n   ```") == [("pre", "if x:\n    y\nz")]
 
 
+def test_block_in_a_quote():
+    """Its code is not quoted any more."""
+    assert pieces("> ```py\n> if x:\n>     y\n> ```\nDone") == [("pre", "if x:\n    y")]
+
+
+def test_block_that_begins_an_item():
+    """The item keeps its mark."""
+    text, entities = render("- ```py\n  x\n  ```\n- z")
+
+    assert text == "- x\n- z"
+    assert entities == [Entity("pre", 2, 1, "py")]
+
+
 def test_link():
     """Its label is shown; only what leads to the web is a link."""
     text, entities = render("[docs](https://a.b/c_(d)) [call](tg://user?id=1)")

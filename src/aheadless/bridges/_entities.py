@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Entity", "render", "utf16_length"]
 
-FENCE: Final = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*?)[ \t]*\n?")
+# Within quotes and items of lists too.
+FENCE: Final = re.compile(
+    r"(?P<quote>(?:[ \t]*+>)*+)(?P<indent>[ \t]*+)(?P<item>(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)*+)"
+    r"(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^`\n]*)\n?"
+)
 HEADING: Final = re.compile(r" {0,3}#{1,6}[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*\n?")
 LANGUAGE: Final = re.compile(r"[\w+#.-]{1,64}")
 
@@ -93,13 +97,12 @@ def _blocks(markdown: str) -> Iterator[_Run]:
         fence = FENCE.fullmatch(line)
         if opened is None:
             opened = fence
-            if fence is None:
-                yield from _line(line)
-        elif fence is not None and not fence["info"] and fence["fence"].startswith(opened["fence"]):
+            yield from _line(line) if fence is None else [_Run(fence["item"])]
+        elif fence is not None and _closes(fence, opened):
             yield from _block(code, opened, line)
             opened, code = None, []
         else:
-            code.append(_outdented(line, opened["indent"]))
+            code.append(_outdented(line, opened))
     if opened is not None:
         yield from _block(code, opened, "")
 
@@ -111,10 +114,17 @@ def _block(code: list[str], opened: re.Match[str], closing: str) -> Iterator[_Ru
         yield _Run("\n")
 
 
-def _outdented(line: str, indent: str) -> str:
-    """Return a line of code without the indentation of its block, as far as it has it."""
+def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
+    bare = not fence["item"] and not fence["info"].strip()
+    return bare and fence["fence"].startswith(opened["fence"])
+
+
+def _outdented(line: str, opened: re.Match[str]) -> str:
+    """Return a line of code without the quote and the indentation of its block, as far as it has them."""
+    for _ in range(opened["quote"].count(">")):
+        line = line.lstrip(" \t").removeprefix(">")
     common = len(line) - len(line.lstrip(" \t"))
-    return line[min(common, len(indent)) :]
+    return line[min(common, len(opened["indent"] + opened["item"])) :]
 
 
 def _line(line: str) -> Iterator[_Run]:
