@@ -89,6 +89,9 @@ class Page(Protocol[M]):
 
     Calls are made one at a time. Whatever else they raise counts as a failure of the way to the platform: the next
     edit makes good for it, and the final one is tried again.
+
+    When the reply is over, its last message is written once more, be it with the same text: the page can then take
+    away what was there for the time of writing.
     """
 
     @property
@@ -200,6 +203,8 @@ class _Shown(Generic[M]):
     message: M | None
     """None once it has been deleted."""
     text: str
+    final: bool = False
+    """Whether this was written when the text was final."""
 
 
 class _Writer(Generic[M]):
@@ -285,6 +290,8 @@ class _Writer(Generic[M]):
         for number, text in enumerate(wanted):
             if number == len(self._messages) or self._messages[number].text != text:
                 return number, text
+        if self._final is not None and not self._messages[-1].final:
+            return len(wanted) - 1, wanted[-1]
         return None
 
     def _wanted(self) -> list[str]:
@@ -320,12 +327,13 @@ class _Writer(Generic[M]):
             schedule.shown(self._now())
 
     async def _write(self, number: int, text: str) -> None:
+        final = self._final is not None
         if number == len(self._messages):
-            self._messages.append(_Shown(await self._page.post(text), text))
+            self._messages.append(_Shown(await self._page.post(text), text, final))
             return
         shown = self._messages[number]
         if shown.message is None:
             shown.message = await self._page.post(text)
         else:
             await self._page.edit(shown.message, text)
-        shown.text = text
+        shown.text, shown.final = text, final
