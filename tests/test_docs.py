@@ -252,7 +252,15 @@ def test_commands_that_the_pages_show(page):
 
 
 @pytest.mark.parametrize(
-    "module", ["aheadless", "aheadless.stores", "aheadless.admin", "aheadless.server", "aheadless.testing"]
+    "module",
+    [
+        "aheadless",
+        "aheadless.stores",
+        "aheadless.admin",
+        "aheadless.server",
+        "aheadless.bridges.telegram",
+        "aheadless.testing",
+    ],
 )
 def test_every_public_name(module):
     """The reference has each of them, once."""

@@ -34,6 +34,7 @@ SHOWN = {
 }
 WEB_BACKEND = "web_backend_aiohttp.py"
 TERMINAL = "terminal.py"
+TELEGRAM = "telegram_bot.py"  # on a Telegram of its own: tests/bridges/test_telegram.py
 WORKERS = "workers_on_redis.py"  # it starts a server of its own: tests/stores/test_workers_demo.py
 
 
@@ -61,7 +62,7 @@ def environment(server: RunningServer, **more: str) -> dict[str, str]:
 
 def test_every_example_is_run():
     """A new program has a row here or a test of its own."""
-    assert {*SHOWN, WEB_BACKEND, TERMINAL, WORKERS} == {path.name for path in FOLDER.glob("*.py")}
+    assert {*SHOWN, WEB_BACKEND, TERMINAL, TELEGRAM, WORKERS} == {path.name for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", SHOWN)

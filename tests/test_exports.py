@@ -9,7 +9,14 @@ import pytest
 
 import aheadless
 
-MODULES = ["aheadless", "aheadless.admin", "aheadless.exceptions", "aheadless.server", "aheadless.testing"]
+MODULES = [
+    "aheadless",
+    "aheadless.admin",
+    "aheadless.bridges.telegram",
+    "aheadless.exceptions",
+    "aheadless.server",
+    "aheadless.testing",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -136,7 +137,7 @@ class TelegramPlatform:
     async def __aenter__(self) -> TelegramPlatform:
         app = web.Application()
         app.router.add_post(f"/bot{TOKEN}/{{method}}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -184,11 +185,9 @@ class TelegramPlatform:
     ) -> Shown:
         """Write a message to a chat; the bot gets it, as one without privacy mode does."""
         shown = Shown(self._next_id(), chat, sender, text, topic)
-        for word in text.split():
-            kind = {"/": "bot_command", "@": "mention"}.get(word[0])
-            if kind is not None:
-                before = text[: text.index(word)]
-                shown.entities.append({"type": kind, "offset": utf16(before), "length": utf16(word)})
+        for found in re.finditer(r"(?<!\w)(?:(@\w+)|/\w+(?:@\w+)?)", text):
+            kind = "mention" if found[1] else "bot_command"
+            shown.entities.append({"type": kind, "offset": utf16(text[: found.start()]), "length": utf16(found[0])})
         self._messages[chat["id"], shown.message_id] = shown
         message = shown.as_json() | more
         if reply_to is not None:
@@ -311,6 +310,13 @@ class TelegramPlatform:
         shown.text, shown.entities, shown.buttons = text, entities, buttons
         shown.versions.append(text)
         self._edited_at[chat["id"]] = self._now()
+        return shown.as_json()
+
+    async def _editMessageReplyMarkup(self, fields: dict[str, str]) -> dict[str, Any]:  # noqa: N802
+        shown = self._messages.get((self._chat(fields)["id"], int(fields["message_id"])))
+        if shown is None:
+            raise RefusedError(400, "Bad Request: message to edit not found")
+        shown.buttons = self._buttons(fields)
         return shown.as_json()
 
     async def _sendMessageDraft(self, fields: dict[str, str]) -> bool:  # noqa: N802
