@@ -35,7 +35,7 @@ _MARGIN: Final = r"(?P<quote>(?:[ ]*+>)*+)(?P<indent>[ \t]*+)"
 _MARKERS: Final = r"(?P<item>(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)*+)"
 _OPENER: Final = re.compile(_MARGIN + _MARKERS + r"(?P<mark>`{3,}+(?=[^`\n]*+\n?\Z)|~{3,}+)(?P<info>[^\n]*+)\n?")
 _OPENER_MARK: Final = re.compile(_MARGIN + _MARKERS + r"(?:`{3,}+|~{3,}+)")
-_CLOSER: Final = re.compile(_MARGIN + r"(?P<run>`*+|~*+)(?P<after>[ \t\r]*+)\n?")
+_CLOSER: Final = re.compile(_MARGIN + r"(?P<run>`*+|~*+)(?P<after>[ \t\r]*+\n?)")
 _LINE: Final = re.compile(_MARGIN + r"(?P<item>(?:[-*+]|\d{1,9}[.)])(?=\s|\Z))?(?P<heading>#{1,6}(?=[ \t]))?")
 _SOLID: Final = re.compile(r"\S")
 # Where a line may be cut: after white space that breaks, and after the punctuation of scripts that have none.
@@ -244,7 +244,7 @@ class _Cutter:
         fence = self.after(line, stop)
         if fence is None or not self.affords(fence):
             return ""
-        if line.start == stop and line.fresh:
+        if (line.start == stop and line.fresh) or self.text[line.start : stop].endswith("\n"):
             return fence.closing
         if line.fresh and fence is line.fence and (begun := self.closer(fence, line.start, stop)):
             return fence.mark[len(begun["run"]) :]
@@ -338,7 +338,8 @@ class _Window:
             return
         opens = line.fresh and cutter.opener(start, stop) is not None
         apart = self.blank or self.closed or opens or found["heading"] is not None
-        width = len(found["indent"].expandtabs(4))
+        margin = (found["quote"] or found["indent"]).expandtabs(4)
+        width = len(margin) - len(margin.lstrip())
         if found["item"] is not None and line.fresh:
             self.item = start, width
         elif self.item is not None and width <= self.item[1] and (apart or not line.fresh):

@@ -89,9 +89,6 @@ class Page(Protocol[M]):
 
     Calls are made one at a time. Whatever else they raise counts as a failure of the way to the platform: the next
     edit makes good for it, and the final one is tried again.
-
-    When the reply is over, its last message is written once more, be it with the same text: the page can then take
-    away what was there for the time of writing.
     """
 
     @property
@@ -150,19 +147,22 @@ async def write_reply(
     pace: Pace | None = None,
     placeholder: str = "…",
     words: Words | None = None,
+    conclude: bool = False,
 ) -> Reply:
     """Show a reply on a page while it is being written, and return it when its whole text is there.
 
     A placeholder is posted at once and edited as the text comes, at the given pace and always to the latest text, so
     that a slow platform delays no token. Text over the page's limit goes on in new messages, as :func:`split_text` cuts
-    it; a message that was deleted is written anew. The final text is tried again for up to 90 s.
+    it; a message that was deleted is written anew. The final text is tried again for up to 90 s. To `conclude`, the
+    last message is written once more when the reply is over, even if its text is there already: a page can then take
+    away what was there for the time of writing.
 
     Raises what ended the turn, after the text so far and a kind word about it were shown; NotShownError, with the
     reply, if the platform did not take the final text. The stream is read to its end even if the platform refuses to
     show it. If cancelled, the turn is interrupted, one last edit of at most 2 s shows the text so far, and nothing
     goes on after that.
     """
-    writer = _Writer(page, stream, Schedule(pace or Pace()), words or Words(), placeholder)
+    writer = _Writer(page, stream, Schedule(pace or Pace()), words or Words(), placeholder, conclude=conclude)
     writing = asyncio.create_task(writer.run(), name="aheadless write_reply")
     try:
         reply = await _read(stream, writer, writing)
@@ -210,11 +210,20 @@ class _Shown(Generic[M]):
 class _Writer(Generic[M]):
     """Brings a page up to date, call by call: decides with :class:`Schedule` and :func:`cut`, and waits."""
 
-    def __init__(self, page: Page[M], stream: ReplyStream, schedule: Schedule, words: Words, placeholder: str) -> None:
+    def __init__(
+        self,
+        page: Page[M],
+        stream: ReplyStream,
+        schedule: Schedule,
+        words: Words,
+        placeholder: str,
+        *,
+        conclude: bool,
+    ) -> None:
         self.failure: Exception | None = None
         """Why the text that is to be shown is not there, and will not be."""
         self._page, self._stream, self._schedule, self._words = page, stream, schedule, words
-        self._placeholder = placeholder
+        self._placeholder, self._conclude = placeholder, conclude
         self._final: str | None = None
         self._messages: list[_Shown[M]] = []
         self._gone = 0
@@ -290,7 +299,7 @@ class _Writer(Generic[M]):
         for number, text in enumerate(wanted):
             if number == len(self._messages) or self._messages[number].text != text:
                 return number, text
-        if self._final is not None and not self._messages[-1].final:
+        if self._conclude and self._final is not None and wanted and not self._messages[-1].final:
             return len(wanted) - 1, wanted[-1]
         return None
 
@@ -307,11 +316,6 @@ class _Writer(Generic[M]):
         except RetryLater as exc:
             self._last_error = exc
             schedule.postponed(self._now(), exc.seconds)
-        except MessageGone as exc:
-            self._gone += 1
-            self._messages[number] = _Shown(None, "")
-            if self._gone > MAX_GONE:
-                self.failure = exc
         except PageRefused as exc:
             self.failure = exc
         except asyncio.CancelledError:
@@ -335,5 +339,12 @@ class _Writer(Generic[M]):
         if shown.message is None:
             shown.message = await self._page.post(text)
         else:
-            await self._page.edit(shown.message, text)
+            try:
+                await self._page.edit(shown.message, text)
+            except MessageGone as exc:
+                self._gone += 1
+                if self._gone > MAX_GONE:
+                    raise PageRefused("messages are deleted as they come") from exc
+                self._messages[number] = _Shown(None, "")
+                return
         shown.text, shown.final = text, final

@@ -119,7 +119,8 @@ async def _write(
         button=button,
     )
     async with page.attended():
-        return await write_reply(page, stream, pace=pace or (PRIVATE_PACE if private else GROUP_PACE), words=words)
+        pace = pace or (PRIVATE_PACE if private else GROUP_PACE)
+        return await write_reply(page, stream, pace=pace, words=words, conclude=True)  # a draft, or a button, must go
 
 
 def _bot_of(message: Message) -> Bot:
