@@ -185,7 +185,7 @@ class TelegramPlatform:
     ) -> Shown:
         """Write a message to a chat; the bot gets it, as one without privacy mode does."""
         shown = Shown(self._next_id(), chat, sender, text, topic)
-        for found in re.finditer(r"(?<!\w)(?:(@\w+)|/\w+(?:@\w+)?)", text):
+        for found in re.finditer(r"(?<![\w/])(?:(@\w+)|/\w+(?:@\w+)?(?!/))\b", text):
             kind = "mention" if found[1] else "bot_command"
             shown.entities.append({"type": kind, "offset": utf16(text[: found.start()]), "length": utf16(found[0])})
         self._messages[chat["id"], shown.message_id] = shown

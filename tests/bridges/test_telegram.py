@@ -341,6 +341,22 @@ async def test_fault_at_the_very_end():
 
 
 @story
+async def test_drafts_too_often():
+    """There are none for as long as Telegram says, but the message does not wait for that."""
+    writing = Writing("One ", "two ", "three")
+    async with stage(writing.script) as at:
+        at.platform.fail("sendMessageDraft", Fault(429, "Too Many Requests", retry_after=300))
+        await at.platform.say("Hello?")
+        await at.platform.until(lambda: at.platform.made("sendMessageDraft"))
+        asked = asyncio.get_running_loop().time()
+        await writing.finish(every=2.0)
+        await at.platform.until(lambda: at.platform.texts() == ["One two three"])
+
+        assert asyncio.get_running_loop().time() - asked < 12.0
+        assert len(at.platform.made("sendMessageDraft")) == 1
+
+
+@story
 async def test_message_deleted_in_mid_reply():
     """The reply goes on in a new message."""
     writing = Writing("One ", "two ", "three")
@@ -515,11 +531,19 @@ async def test_bot_ends_in_mid_reply():
 async def test_start():
     """The first word of each private chat is greeted, and not asked. Other commands are others' business."""
     async with stage() as at:
-        await at.platform.say("/settings")
+        await at.platform.say("/settings now")
         await at.platform.say("/start")
         await at.platform.until(lambda: at.platform.texts() == [WORDS.hello])
 
         assert at.server.requests == []
+
+
+@story
+async def test_question_that_begins_with_a_slash():
+    """What is no command is a question."""
+    async with stage(answer("A file.")) as at:
+        await at.platform.say("/etc/hosts: what is it?")
+        await at.platform.until(lambda: at.platform.texts() == ["A file."])
 
 
 @story

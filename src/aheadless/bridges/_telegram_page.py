@@ -148,6 +148,7 @@ class TelegramPage:
         self._draft_id = secrets.randbelow(2**31 - 1) + 1 if button is None else button.number
         self._draft: Written | None = None
         self._drafted_at = 0.0
+        self._no_drafts_before = 0.0
         self._buttoned: Written | None = None  # the message that shows the button
         self._plain = False
         # A draft that is shown again must not come after the message that it became.
@@ -198,7 +199,7 @@ class TelegramPage:
 
     async def _attend(self) -> None:
         while True:
-            if not self._stream.snapshot:
+            if not self._stream.snapshot and not self._over:
                 with suppress(Exception):  # a sign of life, and no more than that
                     await self._bot(
                         SendChatAction(
@@ -227,7 +228,7 @@ class TelegramPage:
             await self._send(written, button=None if self._over else self._button)
 
     async def _send_draft(self, written: Written) -> bool:
-        """Show a draft; return False if there are none here."""
+        """Show a draft, if that is possible just now; return False if there are none here."""
         text = (
             written.text if self._stream.snapshot else ""
         )  # for that Telegram says in the user's words that it thinks
@@ -244,12 +245,19 @@ class TelegramPage:
                 keep_on_stop=self._button is not None,
             )
 
+        if self._now() < self._no_drafts_before:
+            return True
+        self._draft, self._drafted_at = written, self._now()
         try:
-            await self._call(make, text)
+            await self._call(make, text, patience=PATIENCE)
         except (TelegramBadRequest, TelegramNotFound):
             self._drafts, self._draft = False, None
             return False
-        self._draft, self._drafted_at = written, self._now()
+        except RetryLater as exc:
+            # Of drafts alone: the message that is to be sent does not wait for that.
+            self._no_drafts_before = self._now() + exc.seconds
+        except AiogramError:
+            pass  # a preview less, no more
         return True
 
     async def _send(self, written: Written, *, button: StopButton | None) -> None:
@@ -305,19 +313,26 @@ class TelegramPage:
                 request_timeout=PATIENCE,
             )
 
-    async def _call(self, make: Callable[[str, list[MessageEntity] | None], TelegramMethod[T]], text: str) -> T:
+    async def _call(
+        self,
+        make: Callable[[str, list[MessageEntity] | None], TelegramMethod[T]],
+        text: str,
+        *,
+        patience: int | None = None,
+    ) -> T:
         """Make a request with a text as Telegram shows it, or as it came if that is refused."""
         try:
             if not self._plain:
                 shown, entities = render(text, mentions=self._mentions)
                 if shown.strip() or not text:
                     try:
-                        return await self._bot(make(shown, [MessageEntity(**attrs.asdict(each)) for each in entities]))
+                        formatted = make(shown, [MessageEntity(**attrs.asdict(each)) for each in entities])
+                        return await self._bot(formatted, request_timeout=patience)
                     except TelegramBadRequest as exc:
                         if not entities or says(exc, UNCHANGED + GONE + CLOSED):
                             raise
                         self._plain = True
-            return await self._bot(make(text, None))
+            return await self._bot(make(text, None), request_timeout=patience)
         except TelegramAPIError as exc:
             if (meaning := meaning_of(exc)) is None:
                 raise

@@ -170,7 +170,12 @@ def chat_router(
 async def asked(message: Message, bot: Bot) -> bool | dict[str, str]:
     """Tell aiogram whether a message is a question to the bot, and hand on its text without the bot's name."""
     text, sender = message.text, message.from_user
-    if not text or text.startswith("/") or message.is_automatic_forward:
+    entities = message.entities or []
+    if (
+        not text
+        or message.is_automatic_forward
+        or any(each.type == "bot_command" and not each.offset for each in entities)
+    ):
         return False
     if sender is not None and sender.is_bot and message.sender_chat is None:  # not an anonymous administrator
         return False
@@ -185,7 +190,7 @@ async def asked(message: Message, bot: Bot) -> bool | dict[str, str]:
         and answered.from_user is not None
         and answered.from_user.id == me.id
     )
-    for entity in message.entities or ():
+    for entity in entities:
         name = entity.extract_from(message.text or "")
         if entity.type == "mention" and name.lower() == f"@{me.username}".lower():
             meant, text = True, text.replace(name, "")
@@ -233,7 +238,8 @@ class _ChatBot:
             except StreamStoppedError:
                 pass
             except AheadlessError as exc:
-                logger.warning("an answer on Telegram is not complete, session %s: %s", session_id, exc)
+                why = str(exc.__cause__ or exc).replace(_bot_of(message).token, "…")
+                logger.warning("an answer on Telegram is not complete, session %s: %s (%s)", session_id, exc, why)
 
     @contextmanager
     def _stoppable(self, message: Message, stream: ReplyStream) -> Generator[StopButton]:
