@@ -258,6 +258,7 @@ def test_commands_that_the_pages_show(page):
         "aheadless.stores",
         "aheadless.admin",
         "aheadless.server",
+        "aheadless.bridges",
         "aheadless.bridges.telegram",
         "aheadless.testing",
     ],

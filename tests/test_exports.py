@@ -12,6 +12,7 @@ import aheadless
 MODULES = [
     "aheadless",
     "aheadless.admin",
+    "aheadless.bridges",
     "aheadless.bridges.telegram",
     "aheadless.exceptions",
     "aheadless.server",

@@ -98,14 +98,16 @@ def test_the_last_edit_shows_what_is_there_already():
     run_virtually(main())
 
 
-def test_a_page_that_has_to_conclude():
-    """The last message is written once more, so that nothing stays that was there for the time of writing."""
+def test_the_last_message_is_concluded():
+    """If asked for, it is written once more when the reply is over: a page can then take a button away."""
 
     async def main():
         page = FakePage()
-        await write_reply(page, told("all", " of it", "", every=1.0), pace=Pace(first=0.1, every=0.1), conclude=True)
+        page.faults += [None, None, None, RetryLater(2.0), OSError("down")]
+        tokens = ("all", " of it", "")
+        await write_reply(page, told(*tokens, every=1.0), pace=Pace(first=0.1, every=0.1), conclude=True)
 
-        assert texts(page, "edit") == ["all", "all of it", "all of it"]
+        assert texts(page, "edit") == ["all", "all of it", *["all of it"] * 3]
 
     run_virtually(main())
 
@@ -542,6 +544,51 @@ def test_cancelled_twice():
             await writing
 
         assert now() == pytest.approx(3.01)
+
+    run_virtually(main())
+
+
+def test_the_event_loop_shuts_down():
+    """It cancels all tasks at once, the one that edits included; the text so far is shown all the same."""
+    page = FakePage()
+    stream = told(*["word "] * 50)
+
+    async def main():
+        writing.append(asyncio.create_task(write_reply(page, stream)))
+        await asyncio.sleep(3.0)
+
+    writing: list[asyncio.Task[Reply]] = []
+    run_virtually(main())
+
+    assert writing[0].cancelled()
+    assert page.messages == [f"{stream.snapshot.strip()}\n\n{WORDS.stopped}"]
+
+
+def test_a_deleted_message_of_text_that_is_no_longer_part_of_the_reply():
+    """Nothing is written in its place."""
+
+    async def main():
+        page = FakePage(limit=60)
+        page.faults += [None, None, None, None, None, MessageGone()]
+        await write_reply(page, told("word " * 10, "word " * 10, "", every=1.0, text="Another."), pace=Pace(every=0.1))
+
+        assert page.messages[0] == "Another."
+        assert [call.text for call in page.calls[-2:]] == ["Another.", WORDS.surplus]
+
+    run_virtually(main())
+
+
+def test_the_editing_task_is_cancelled_by_somebody():
+    """The reply is not taken for one that is shown."""
+
+    async def main():
+        page = FakePage()
+        writing = asyncio.create_task(write_reply(page, told(*["word "] * 10)))
+        await asyncio.sleep(0.5)
+        [editing] = asyncio.all_tasks() - {writing, asyncio.current_task()}
+        editing.cancel()
+        with pytest.raises(NotShownError):
+            await writing
 
     run_virtually(main())
 

@@ -7,6 +7,7 @@ from aheadless.bridges._delivery import Pace
 from aheadless.bridges._ids import platform_id
 from aheadless.bridges._split import split_text
 from aheadless.bridges._writer import MessageGone, NotShownError, Page, PageRefused, RetryLater, Words, write_reply
+from aheadless.protocol.codec import utf16_length
 
 __all__ = [
     "MessageGone",
@@ -18,5 +19,6 @@ __all__ = [
     "Words",
     "platform_id",
     "split_text",
+    "utf16_length",
     "write_reply",
 ]

@@ -74,9 +74,11 @@ def split_text(text: str, limit: int, *, length: Callable[[str], int] = len) -> 
     parts = cut(text, limit, length=length)
     if len(parts) <= 1 or length(text) <= limit:
         return [text] if text else []
-    # A fence that the text itself leaves open is no business of a cut.
-    last = parts[-1]
-    return [part.text for part in parts[:-1]] + [last.text[: last.text.rindex(last.source) + len(last.source)]]
+    texts = [part.text for part in parts]
+    if texts[-1].startswith(parts[-1].source):
+        # A fence that the text leaves open, and that no cut has opened again, is the text's own affair.
+        texts[-1] = parts[-1].source
+    return texts
 
 
 def cut(text: str, limit: int, *, length: Callable[[str], int] = len) -> list[Part]:

@@ -168,12 +168,16 @@ async def write_reply(
         reply = await _read(stream, writer, writing)
     except asyncio.CancelledError as exc:
         writer.end_with(exc, within=CANCEL_WITHIN)
+        if writing.cancelling():
+            # The event loop shuts down, and has cancelled all tasks.
+            await asyncio.wait([writing])
+            writing = asyncio.create_task(writer.run(), name="aheadless write_reply")
         await asyncio.wait([writing], timeout=CANCEL_WITHIN)
         raise
     finally:
         writing.cancel()
         await asyncio.wait([writing])
-    if writer.failure is not None:
+    if not writer.complete:
         raise NotShownError("the platform did not take the whole reply", reply=reply) from writer.failure
     return reply
 
@@ -220,8 +224,10 @@ class _Writer(Generic[M]):
         *,
         conclude: bool,
     ) -> None:
+        self.complete = False
+        """Whether all that is to be shown is there."""
         self.failure: Exception | None = None
-        """Why the text that is to be shown is not there, and will not be."""
+        """Why it is not, and will not be."""
         self._page, self._stream, self._schedule, self._words = page, stream, schedule, words
         self._placeholder, self._conclude = placeholder, conclude
         self._final: str | None = None
@@ -276,6 +282,7 @@ class _Writer(Generic[M]):
         elif (step := self._next()) is not None:
             await self._take(*step)
         elif schedule.final:
+            self.complete = True
             return False
         else:
             self._idle = True
@@ -293,13 +300,15 @@ class _Writer(Generic[M]):
 
     def _next(self) -> tuple[int, str] | None:
         """Return the first message that is not as it should be, by its number, and its text."""
-        wanted = self._wanted()
-        # Text that was shown and then is not part of the reply cannot be taken away, only replaced.
-        wanted += [self._words.surplus] * (len(self._messages) - len(wanted))
+        wanted, messages = self._wanted(), self._messages
         for number, text in enumerate(wanted):
-            if number == len(self._messages) or self._messages[number].text != text:
+            if number == len(messages) or messages[number].text != text:
                 return number, text
-        if self._conclude and self._final is not None and wanted and not self._messages[-1].final:
+        for number, shown in enumerate(messages[len(wanted) :], len(wanted)):
+            # What was shown and then is not part of the reply cannot be taken away, only replaced.
+            if shown.message is not None and shown.text != self._words.surplus:
+                return number, self._words.surplus
+        if self._conclude and self._final is not None and wanted and not messages[len(wanted) - 1].final:
             return len(wanted) - 1, wanted[-1]
         return None
 
