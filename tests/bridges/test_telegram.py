@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -354,6 +355,19 @@ async def test_drafts_too_often():
 
         assert asyncio.get_running_loop().time() - asked < 12.0
         assert len(at.platform.made("sendMessageDraft")) == 1
+
+
+@story
+async def test_drafts_too_often_in_a_long_reply():
+    """The messages that would have been drafts are sent all the same."""
+    writing = Writing(*(f"{number:04} {'word ' * 19}\n" for number in range(150)))
+    async with stage(writing.script) as at:
+        at.platform.fail("sendMessageDraft", Fault(429, "Too Many Requests", retry_after=300))
+        await at.platform.say("Hello?")
+        await writing.finish(every=0.05)
+        await at.platform.until(lambda: any("0149" in text for text in at.platform.texts()))
+
+        assert re.findall(r"\d{4}", "".join(at.platform.texts())) == [f"{number:04}" for number in range(150)]
 
 
 @story

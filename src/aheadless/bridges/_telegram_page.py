@@ -163,11 +163,10 @@ class TelegramPage:
         async with self._lock:
             if self._draft is not None:
                 await self._send(self._draft, button=None)
-            before = self._buttoned
+            if self._buttoned is not None:
+                await self._remove_button(self._buttoned)
             written = Written(text)
             await self._show(written)
-            if before is not None:
-                await self._remove_button(before)
             return written
 
     async def edit(self, message: Written, text: str) -> None:
@@ -198,15 +197,13 @@ class TelegramPage:
             await asyncio.wait([task])
 
     async def _attend(self) -> None:
+        typing = SendChatAction(
+            chat_id=self._place.chat_id, message_thread_id=self._place.topic, action=ChatAction.TYPING
+        )
         while True:
             if not self._stream.snapshot and not self._over:
                 with suppress(Exception):  # a sign of life, and no more than that
-                    await self._bot(
-                        SendChatAction(
-                            chat_id=self._place.chat_id, message_thread_id=self._place.topic, action=ChatAction.TYPING
-                        ),
-                        request_timeout=PATIENCE,
-                    )
+                    await self._bot(typing, request_timeout=PATIENCE)
             await asyncio.sleep(TYPING_SECONDS)
             async with self._lock:
                 if self._draft is not None and self._now() - self._drafted_at >= DRAFT_SECONDS:
@@ -229,9 +226,12 @@ class TelegramPage:
 
     async def _send_draft(self, written: Written) -> bool:
         """Show a draft, if that is possible just now; return False if there are none here."""
-        text = (
-            written.text if self._stream.snapshot else ""
-        )  # for that Telegram says in the user's words that it thinks
+        self._draft = written
+        if self._now() < self._no_drafts_before:
+            return True
+        self._drafted_at = self._now()
+        # Of an empty draft Telegram says, in the user's language, that the bot is thinking.
+        text = written.text if self._stream.snapshot else ""
 
         def make(shown: str, entities: list[MessageEntity] | None) -> SendMessageDraft:
             return SendMessageDraft(
@@ -245,9 +245,6 @@ class TelegramPage:
                 keep_on_stop=self._button is not None,
             )
 
-        if self._now() < self._no_drafts_before:
-            return True
-        self._draft, self._drafted_at = written, self._now()
         try:
             await self._call(make, text, patience=PATIENCE)
         except (TelegramBadRequest, TelegramNotFound):
@@ -312,6 +309,7 @@ class TelegramPage:
                 EditMessageReplyMarkup(chat_id=self._place.chat_id, message_id=written.message_id),
                 request_timeout=PATIENCE,
             )
+        self._buttoned = None
 
     async def _call(
         self,
