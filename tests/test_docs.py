@@ -271,6 +271,7 @@ def test_commands_that_the_pages_show(page):
         "aheadless.bridges.discord",
         "aheadless.bridges.slack",
         "aheadless.server",
+        "aheadless.bridges.telegram",
         "aheadless.testing",
     ],
 )

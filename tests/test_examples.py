@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -32,9 +33,10 @@ SHOWN = {
     "own_engine.py": r"HELLO FROM THE OTHER SIDE\n",
     "own_session.py": r"Hello\nclosed: False\n",
 }
+TERMINAL = "terminal.py"
 WEB_BACKENDS = ["fastapi_app.py", "web_backend_aiohttp.py"]
 WORKERS = "workers_on_redis.py"  # it starts a server of its own: tests/stores/test_workers_demo.py
-BRIDGES = {"discord_bot.py", "slack_bot.py"}  # they need a platform: tests/bridges
+BRIDGES = {"discord_bot.py", "slack_bot.py", "telegram_bot.py"}  # they need a platform: tests/bridges
 
 
 class UnhurriedEcho(EchoEngine):
@@ -61,7 +63,7 @@ def environment(server: RunningServer, **more: str) -> dict[str, str]:
 
 def test_every_example_is_run():
     """A new program has a row here or a test of its own."""
-    assert {*SHOWN, *WEB_BACKENDS, WORKERS, *BRIDGES} == {path.name for path in FOLDER.glob("*.py")}
+    assert {*SHOWN, TERMINAL, *WEB_BACKENDS, WORKERS, *BRIDGES} == {path.name for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -145,3 +147,33 @@ async def test_web_backend_does_not_pass_half_a_reply_as_a_whole(web_backend: st
             *_, last = [json.loads(line) async for line in first.content]
 
     assert (last["type"], last["error"]) == ("error", "The answer was stopped.")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process")
+async def test_terminal_stops_an_answer_and_goes_on(server: RunningServer):
+    """Ctrl-C ends the answer and not the program; the next question is answered, and the end of input is the end."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
+    try:
+        terminal = await asyncio.create_subprocess_exec(
+            sys.executable,
+            FOLDER / TERMINAL,
+            env=environment(server),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert terminal.stdin is not None
+    assert terminal.stdout is not None
+    async with asyncio.timeout(30):
+        terminal.stdin.write(b"one " * 200 + b"\n")
+        shown = await terminal.stdout.readuntil(b"one one ")
+        terminal.send_signal(signal.SIGINT)
+        shown += await terminal.stdout.readuntil(b" [stopped]\n> ")
+        terminal.stdin.write(b"two\n\xc2\x9b\x1b[2Jthree\n")
+        terminal.stdin.close()
+        out, err = await terminal.communicate()
+
+    assert re.fullmatch(rb"> (one )+(one?|o)? ?\[stopped\]\n> ", shown)
+    assert (out, err, terminal.returncode) == (b"two\n> [2Jthree\n> \n", b"", 0)

@@ -21,6 +21,7 @@ MODULES = [
     "aheadless.bridges",
     "aheadless.bridges.discord",
     "aheadless.bridges.slack",
+    "aheadless.bridges.telegram",
     "aheadless.exceptions",
     "aheadless.server",
     "aheadless.testing",
