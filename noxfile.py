@@ -32,6 +32,7 @@ PYTHONS: Final = list(dict.fromkeys([*nox.project.python_versions(PROJECT), THIS
 # What the demo answers from, what the type checkers of users need, and the licence.
 IN_WHEEL: Final = (
     "aheadless/py.typed",
+    "aheadless_pytest.py",
     "aheadless/server/_docs/README.md",
     "aheadless/server/_docs/tutorial.md",
     "aheadless/server/_docs/howto/self-host.md",
@@ -61,10 +62,19 @@ def install(session: nox.Session, *groups: str) -> None:
     session.install("-e", f".[{extras}]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
-def ensure_redis(session: nox.Session) -> None:
-    """Install a Redis server unless there is one."""
-    if shutil.which("redis-server") is None:
+def ensure_services(session: nox.Session) -> None:
+    """Install a Redis server and a Chromium unless they are there."""
+    chromium = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    if shutil.which("redis-server") is None or not chromium:
         session.run("sh", "scripts/install_services.sh", external=True)
+
+
+def ensure_npm_packages(session: nox.Session) -> None:
+    """Install what the tests need from npm, unless it is there; its tests fail without it, and say so."""
+    try:
+        session.run("python", "-m", "tests.ai_sdk")
+    except CommandFailed:
+        session.warn("npm has not installed the packages of tests/ai_sdk: the tests that need them will fail")
 
 
 def run_tests(session: nox.Session, *command: str) -> None:
@@ -86,8 +96,9 @@ def tests(session: nox.Session) -> None:
     On the Python that runs nox all of them, which must cover 95 % of the code and 100 % of the protocol; on the others
     without the slow ones.
     """
-    ensure_redis(session)
+    ensure_services(session)
     install(session, "test")
+    ensure_npm_packages(session)
     if session.posargs:
         session.run("pytest", *session.posargs)
     elif session.python != THIS_PYTHON:
@@ -235,6 +246,13 @@ def leaks(session: nox.Session) -> None:
     session.run(
         "python", "-X", "dev", "-W", "error::ResourceWarning", "-m", "tests.test_leaks", *(session.posargs or ["10000"])
     )
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure every goal beside the peers, and draw the plots (arguments go on, as `--quick`)."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session

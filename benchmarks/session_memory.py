@@ -63,6 +63,20 @@ def measured(sessions: int, messages: int, *, traced: bool) -> tuple[int, int]:
     return cost, texts
 
 
+def report(sessions: int) -> list[dict[str, object]]:
+    """Measure all rows, for programs."""
+    return [
+        {
+            "messages": messages,
+            "by": "tracemalloc" if traced else "RSS",
+            "bytes": (found := measured(sessions, messages, traced=traced))[0] / sessions,
+            "without_texts": (found[0] - found[1]) / sessions,
+        }
+        for messages in (0, 2)
+        for traced in (True, False)
+    ]
+
+
 def main(sessions: int) -> None:
     print(f"{sessions:,} idle sessions in one client; CPython {platform.python_version()}, {platform.platform()}")
     print(f"{'messages':>8}  {'measured by':<11}  {'all':>8}  {'a session':>9}  {'without its texts':>17}")
@@ -79,10 +93,13 @@ def main(sessions: int) -> None:
 
 parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
 parser.add_argument("--sessions", type=int, default=100_000)
+parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
 parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
 arguments = parser.parse_args()
-if arguments.row is None:
+if arguments.json:
+    print(json.dumps(report(arguments.sessions)))
+elif arguments.row is None:
     main(arguments.sessions)
 else:
     if arguments.traced:

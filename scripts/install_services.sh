@@ -1,8 +1,12 @@
 #!/bin/sh
-# Install what the tests need and pip cannot bring: a Redis server. They start and stop it themselves.
+# Install what the tests need and pip cannot bring: a Redis server and a Chromium. They start and stop both themselves.
 set -eu
 
-if command -v redis-server > /dev/null; then
+missing=""
+command -v redis-server > /dev/null || missing="redis-server"
+command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null ||
+    missing="$missing chromium"
+if [ -z "$missing" ]; then
     exit 0
 fi
 
@@ -12,13 +16,14 @@ if command -v apt-get > /dev/null; then
     elif command -v sudo > /dev/null && sudo -n true 2> /dev/null; then
         as_root="sudo"
     else
-        echo "redis-server is missing; as root: apt-get update && apt-get install redis-server" >&2
+        echo "missing: $missing; as root: apt-get update && apt-get install $missing" >&2
         exit 1
     fi
     $as_root apt-get update -qq
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends redis-server > /dev/null
+    # shellcheck disable=SC2086 # they are several words
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing > /dev/null
     exit 0
 fi
 
-echo "redis-server is missing; install it, for example with: brew install redis" >&2
+echo "missing: $missing; install it, for example with: brew install redis, brew install --cask chromium" >&2
 exit 1

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import attrs
@@ -93,7 +94,10 @@ async def names(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         server = await stack.enter_async_context(run_server(settings))
         client = ChatClient(server.url, api_key=KEY, admin_key=ADMIN_KEY)
         chat = client.chat("docs")
-        names = {"__name__": "page", "server": server, "client": client, "chat": chat, "key": KEY, "asyncio": asyncio}
+        module = ModuleType("page")  # Litestar looks up where a handler is from
+        monkeypatch.setitem(sys.modules, "page", module)
+        names = vars(module)
+        names |= {"server": server, "client": client, "chat": chat, "key": KEY, "asyncio": asyncio}
         if any(language == "python" and "redis_url" in code for language, code in code_blocks(page)):
             redis = RedisServer(tmp_path)
             redis.start()
@@ -253,7 +257,23 @@ def test_commands_that_the_pages_show(page):
 
 @pytest.mark.parametrize(
     "module",
-    ["aheadless", "aheadless.stores", "aheadless.admin", "aheadless.bridges", "aheadless.server", "aheadless.testing"],
+    [
+        "aheadless",
+        "aheadless.stores",
+        "aheadless.admin",
+        "aheadless.bridges.aiohttp",
+        "aheadless.bridges.django",
+        "aheadless.bridges.litestar",
+        "aheadless.bridges.quart",
+        "aheadless.bridges.starlette",
+        "aheadless.bridges.web",
+        "aheadless.bridges",
+        "aheadless.bridges.discord",
+        "aheadless.bridges.slack",
+        "aheadless.server",
+        "aheadless.bridges.telegram",
+        "aheadless.testing",
+    ],
 )
 def test_every_public_name(module):
     """The reference has each of them, once."""

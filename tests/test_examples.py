@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -31,8 +33,10 @@ SHOWN = {
     "own_engine.py": r"HELLO FROM THE OTHER SIDE\n",
     "own_session.py": r"Hello\nclosed: False\n",
 }
-WEB_BACKEND = "web_backend_aiohttp.py"
+TERMINAL = "terminal.py"
+WEB_BACKENDS = ["fastapi_app.py", "web_backend_aiohttp.py"]
 WORKERS = "workers_on_redis.py"  # it starts a server of its own: tests/stores/test_workers_demo.py
+BRIDGES = {"discord_bot.py", "slack_bot.py", "telegram_bot.py"}  # they need a platform: tests/bridges
 
 
 class UnhurriedEcho(EchoEngine):
@@ -59,7 +63,7 @@ def environment(server: RunningServer, **more: str) -> dict[str, str]:
 
 def test_every_example_is_run():
     """A new program has a row here or a test of its own."""
-    assert {*SHOWN, WEB_BACKEND, WORKERS} == {path.name for path in FOLDER.glob("*.py")}
+    assert {*SHOWN, TERMINAL, *WEB_BACKENDS, WORKERS, *BRIDGES} == {path.name for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -79,56 +83,97 @@ async def test_example(name: str, server: RunningServer):
     assert re.fullmatch(SHOWN[name], out.decode()), out.decode()
 
 
-@pytest.fixture
-async def web_backend(server: RunningServer) -> AsyncIterator[str]:
-    """Run the web back end and give its URL."""
+@pytest.fixture(params=WEB_BACKENDS)
+async def web_backend(request: pytest.FixtureRequest, server: RunningServer) -> AsyncIterator[str]:
+    """Run a web back end and give the URL of its questions."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        FOLDER / WEB_BACKEND,
-        env=environment(server, PORT=str(port), PYTHONUNBUFFERED="1"),
+        FOLDER / request.param,
+        env=environment(server, PORT=str(port), PYTHONUNBUFFERED="1", PYTHONWARNINGS="error"),
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(30):
-            await process.stdout.readline()  # written once it listens
-        yield f"http://127.0.0.1:{port}"
+            while b"unning on" not in (line := await process.stdout.readline()):
+                assert line, "it did not start"
+        yield f"http://127.0.0.1:{port}/ask"
     finally:
         process.terminate()
         await process.communicate()
 
 
-async def test_web_backend_streams_a_reply(web_backend: str):
-    """A visitor who has loaded the page gets the reply; the same visitor stays in one conversation."""
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
-        async with browser.get(web_backend) as page:
-            assert "fetch(" in await page.text()
-        async with browser.post(f"{web_backend}/ask", data="Hello there") as answer:
-            assert (answer.status, await answer.text()) == (200, "Hello there")
+def browser() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
+
+
+async def test_web_backend_streams_replies(web_backend: str, server: RunningServer):
+    """A visitor gets the reply, event by event, and stays in one conversation; another has another one."""
+    conversations = []
+    async with browser() as one, browser() as other:
+        for visitor in (one, one, other):
+            async with visitor.post(web_backend, json={"message": "Hello there"}) as answer:
+                *_, last = [json.loads(line) async for line in answer.content]
+                assert (answer.status, last["message"]) == (200, "Hello there")
+                conversations.append(last["conversationId"])
+
+    assert [conversation == conversations[0] for conversation in conversations] == [True, True, False]
 
 
 async def test_web_backend_refuses(web_backend: str):
-    """Without its cookie nobody gets in, and what the API would not take is the visitor's mistake."""
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
-        async with browser.post(f"{web_backend}/ask", data="Hello") as answer:
+    """What the API would not take is the visitor's mistake, and other sites get nothing."""
+    async with browser() as visitor:
+        async with visitor.post(web_backend, json={"message": ""}) as answer:
+            assert (answer.status, (await answer.json())["error"]) == (400, "The message is empty.")
+        async with visitor.post(
+            web_backend, json={"message": "Hi"}, headers={"Origin": "https://evil.example"}
+        ) as answer:
             assert answer.status == 403
-        async with browser.get(web_backend):
-            pass
-        async with browser.post(f"{web_backend}/ask", data="") as answer:
-            assert (answer.status, await answer.text()) == (400, "message is empty")
 
 
 async def test_web_backend_does_not_pass_half_a_reply_as_a_whole(web_backend: str):
-    """The visitor's second question stops the first, whose answer then ends without its end."""
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
-        async with browser.get(web_backend):
-            pass
-        async with browser.post(f"{web_backend}/ask", data="one " * 500) as first:
-            assert await first.content.readany()
-            async with browser.post(f"{web_backend}/ask", data="two") as second:
-                assert await second.text() == "two"
-            with pytest.raises(aiohttp.ClientPayloadError):
-                await first.read()
+    """The visitor's second question stops the first, whose answer then says that it was stopped."""
+    async with browser() as visitor:
+        async with visitor.post(web_backend, json={"message": "Hi"}) as answer:
+            await answer.read()
+        async with visitor.post(web_backend, json={"message": "one " * 500}) as first:
+            assert await first.content.readline()
+            async with visitor.post(web_backend, json={"message": "two"}) as second:
+                assert b'"done"' in await second.read()
+            *_, last = [json.loads(line) async for line in first.content]
+
+    assert (last["type"], last["error"]) == ("error", "The answer was stopped.")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process")
+async def test_terminal_stops_an_answer_and_goes_on(server: RunningServer):
+    """Ctrl-C ends the answer and not the program; the next question is answered, and the end of input is the end."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
+    try:
+        terminal = await asyncio.create_subprocess_exec(
+            sys.executable,
+            FOLDER / TERMINAL,
+            env=environment(server),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert terminal.stdin is not None
+    assert terminal.stdout is not None
+    async with asyncio.timeout(30):
+        terminal.stdin.write(b"one " * 200 + b"\n")
+        shown = await terminal.stdout.readuntil(b"one one ")
+        terminal.send_signal(signal.SIGINT)
+        shown += await terminal.stdout.readuntil(b" [stopped]\n> ")
+        terminal.stdin.write(b"two\n\xc2\x9b\x1b[2Jthree\n")
+        terminal.stdin.close()
+        out, err = await terminal.communicate()
+
+    assert re.fullmatch(rb"> (one )+(one?|o)? ?\[stopped\]\n> ", shown)
+    assert (out, err, terminal.returncode) == (b"two\n> [2Jthree\n> \n", b"", 0)

@@ -14,7 +14,7 @@ import ssl as ssl_module
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
@@ -53,7 +53,10 @@ if TYPE_CHECKING:
     from aheadless._options import Secret, Timeouts
     from aheadless.exceptions import Phase
 
-__all__ = ["Answer", "Key", "Transport"]
+__all__ = ["Answer", "Key", "OnNews", "Transport"]
+
+OnNews: TypeAlias = "Callable[[Delivery, float | None], None]"
+"""Hears of a request on its way: :meth:`Transport.open_stream` tells what."""
 
 USER_AGENT: Final = f"aheadless/{__version__} aiohttp/{aiohttp.__version__}"
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -91,26 +94,33 @@ class _Evidence:
     """What aiohttp's trace told of one request."""
 
     on_connected: Callable[[], None] | None = None
-    on_news: Callable[[Delivery], None] | None = None
-    traced: bool = False
+    on_news: OnNews | None = None
+    started_at: float | None = None
+    connect: float | None = None
+    """How many seconds it took to connect; None if an open connection is used again, or as long as there is none."""
     sent: bool = False
 
     @property
     def delivery(self) -> Delivery:
         """Unless the trace shows that no header was written, the message may have arrived."""
-        return Delivery.NOT_SENT if self.traced and not self.sent else Delivery.UNKNOWN
+        return Delivery.NOT_SENT if self.started_at is not None and not self.sent else Delivery.UNKNOWN
 
     def tell(self) -> None:
         """Tell whoever waits for the answer, and may give up on it, how the delivery stands."""
         if self.on_news is not None:
-            self.on_news(self.delivery)
+            self.on_news(self.delivery, self.connect)
 
 
 def _make_trace() -> aiohttp.TraceConfig:
     async def started(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None:
-            evidence.traced = True
+            evidence.started_at = asyncio.get_running_loop().time()
             evidence.tell()
+
+    async def created(session: object, context: object, params: object) -> None:
+        if (evidence := _evidence(context)) is not None and evidence.started_at is not None:
+            evidence.connect = asyncio.get_running_loop().time() - evidence.started_at
+        await connected(session, context, params)
 
     async def connected(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None and evidence.on_connected is not None:
@@ -123,7 +133,7 @@ def _make_trace() -> aiohttp.TraceConfig:
 
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(started)
-    trace.on_connection_create_end.append(connected)
+    trace.on_connection_create_end.append(created)
     trace.on_connection_reuseconn.append(connected)
     trace.on_request_headers_sent.append(sent)
     trace.freeze()
@@ -338,6 +348,15 @@ class Key:
     secret: Secret
 
 
+@attrs.frozen
+class _Post:
+    """What a POST has that a GET has not."""
+
+    body: bytes
+    on_news: OnNews
+    headers: Mapping[str, str]
+
+
 class _Connector(aiohttp.TCPConnector):
     """Gives out no connection of which it can be told that a request has no business on it."""
 
@@ -398,12 +417,20 @@ class Transport:
         self._trace: aiohttp.TraceConfig | None = None
 
     async def open_stream(
-        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: Callable[[Delivery], None]
+        self,
+        path: str,
+        body: bytes,
+        key: Key,
+        *,
+        timeouts: Timeouts,
+        on_news: OnNews,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Post a question and return its answer as soon as the headers are there and tell of a success.
 
-        `on_news` hears how the delivery stands while this waits, if that can be told; when it hears that the message
-        may have arrived, nothing was written yet, and what it raises keeps it so.
+        `on_news` hears how the delivery stands while this waits, if that can be told, and how many seconds a new
+        connection took, if one was made; when it hears that the message may have arrived, nothing was written yet, and
+        what it raises keeps it so. `headers` are sent with this request, unless the client has its own of that name.
 
         Raises ConnectError, ConnectionLostError, RequestTimeoutError, StatusError or ProtocolError, each with its
         verdict on the delivery. If cancelled, the connection is closed, and the message may have been stored.
@@ -411,17 +438,25 @@ class Transport:
         limits = _Limits.start(
             connect=timeouts.connect, wait=timeouts.first_token, phase="first_token", total=timeouts.total
         )
-        return await self._request("POST", path, key, limits, accept="application/x-ndjson", body=body, on_news=on_news)
+        post = _Post(body, on_news, headers or {})
+        return await self._request(path, key, limits, accept="application/x-ndjson", post=post)
 
     async def post(
-        self, path: str, body: bytes, key: Key, *, timeouts: Timeouts, on_news: Callable[[Delivery], None]
+        self,
+        path: str,
+        body: bytes,
+        key: Key,
+        *,
+        timeouts: Timeouts,
+        on_news: OnNews,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
-        """Post a question and return the body of the JSON answer. News, errors, cancel: as :meth:`open_stream`."""
-        return (await self._fetch("POST", path, key, timeouts, body=body, on_news=on_news))[0]
+        """Post a question and return the body of the JSON answer. All else: as :meth:`open_stream`."""
+        return (await self._fetch(path, key, timeouts, post=_Post(body, on_news, headers or {})))[0]
 
     async def get(self, path: str, key: Key | None, *, timeouts: Timeouts) -> tuple[bytes, datetime | None]:
         """Return the body of the JSON answer to a GET, and the server's time. Errors and cancel: as for a stream."""
-        return await self._fetch("GET", path, key, timeouts, body=None)
+        return await self._fetch(path, key, timeouts)
 
     async def aclose(self) -> None:
         """Close the connections; a session that the user gave stays open."""
@@ -436,17 +471,10 @@ class Transport:
             self._session.trace_configs.remove(self._trace)
 
     async def _fetch(
-        self,
-        method: str,
-        path: str,
-        key: Key | None,
-        timeouts: Timeouts,
-        *,
-        body: bytes | None,
-        on_news: Callable[[Delivery], None] | None = None,
+        self, path: str, key: Key | None, timeouts: Timeouts, *, post: _Post | None = None
     ) -> tuple[bytes, datetime | None]:
         limits = _Limits.start(connect=timeouts.connect, wait=timeouts.send, phase="total", total=None)
-        answer = await self._request(method, path, key, limits, accept="application/json", body=body, on_news=on_news)
+        answer = await self._request(path, key, limits, accept="application/json", post=post)
         try:
             content = await _read_up_to(answer, MAX_JSON_BODY + 1, limits.wait_until)
         except TimeoutError:
@@ -459,44 +487,26 @@ class Transport:
             raise ProtocolError(f"the answer is longer than {MAX_JSON_BODY} bytes")
         return content, answer.date
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        key: Key | None,
-        limits: _Limits,
-        *,
-        accept: str,
-        body: bytes | None,
-        on_news: Callable[[Delivery], None] | None,
-    ) -> Answer:
+    async def _request(self, path: str, key: Key | None, limits: _Limits, *, accept: str, post: _Post | None) -> Answer:
         try:
-            return await self._open(method, path, key, limits, accept=accept, body=body, on_news=on_news)
+            return await self._open(path, key, limits, accept=accept, post=post)
         except AheadlessError as exc:
             if key is not None:
                 hide(key.secret, exc)
             raise
 
-    async def _open(
-        self,
-        method: str,
-        path: str,
-        key: Key | None,
-        limits: _Limits,
-        *,
-        accept: str,
-        body: bytes | None,
-        on_news: Callable[[Delivery], None] | None,
-    ) -> Answer:
+    async def _open(self, path: str, key: Key | None, limits: _Limits, *, accept: str, post: _Post | None) -> Answer:
         session = self._open_session()
         headers: dict[str, str] = {"User-Agent": USER_AGENT, **self._headers, "Accept": accept}
         # A compressed stream is held back by the compressor, and the server offers none (protocol.md §1).
         headers["Accept-Encoding"] = "identity"
-        if body is not None:
+        if post is not None:
             headers["Content-Type"] = "application/json"
+            given = {name.lower() for name in headers}
+            headers |= {name: value for name, value in post.headers.items() if name.lower() not in given}
         if key is not None:
             headers[key.header] = _HeaderValue(key.secret.reveal())
-        evidence = _Evidence(on_news=on_news)
+        evidence = _Evidence(on_news=None if post is None else post.on_news)
         failure: AheadlessError | None = None
         response = None
         scope = asyncio.timeout_at(limits.current)
@@ -509,9 +519,9 @@ class Transport:
         try:
             async with scope:
                 response = await session.request(
-                    method,
+                    "GET" if post is None else "POST",
                     self.base_url + path,
-                    data=body,
+                    data=None if post is None else post.body,
                     headers=headers,
                     allow_redirects=False,
                     raise_for_status=False,

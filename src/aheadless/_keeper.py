@@ -70,7 +70,7 @@ class Keeper:
             except StoreError as exc:
                 if not exc.lost:
                     raise
-                logger.warning("the end of the last turn of %s was not saved: %s", session.session_id, exc)
+                _warn(session, "the end of the last turn of %s was not saved: %s", exc)
             lease = await self._store.acquire(session.session_id, wait=wait)
             if lease is None:
                 raise SessionBusyError("the session has a live turn in another process")
@@ -195,15 +195,15 @@ class Keeper:
                 held.valid_until = asked_at + self._store.lease_seconds
             else:
                 held.valid_until = asked_at
-                logger.warning("the lease of %s was lost", held.session.session_id)
+                _warn(held.session, "the lease of %s was lost")
         except StoreError as exc:
-            logger.warning("the lease of %s was not renewed: %s", held.session.session_id, exc)
+            _warn(held.session, "the lease of %s was not renewed: %s", exc)
 
     async def _bring_back_or_log(self, held: _Held) -> None:
         try:
             await self._bring_back(held.session)
         except StoreError as exc:
-            logger.warning("%s was not saved: %s", held.session.session_id, exc)
+            _warn(held.session, "%s was not saved: %s", exc)
 
     @contextlib.contextmanager
     def _before_sending(self, session: Session) -> Generator[None]:
@@ -226,3 +226,9 @@ class Keeper:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _warn(session: Session, message: str, *values: object) -> None:
+    """Write a warning that names the session, in its text and as a field."""
+    extra = {"session_id": session.session_id}
+    logger.warning(message, session.session_id, *values, extra=extra, stacklevel=2)

@@ -20,6 +20,7 @@ from aheadless._recovery import Preceding, lost_turn, preceding
 from aheadless._retry import Retrying
 from aheadless._session import Message, MessageStatus, Reply, Session
 from aheadless._stream import ReplyStream, call
+from aheadless._telemetry import Watch
 from aheadless.exceptions import (
     AheadlessError,
     ClientClosedError,
@@ -59,8 +60,6 @@ from aheadless._search import Search, is_final
 
 __all__ = ["Question"]
 
-logger = logging.getLogger("aheadless")
-
 # Nobody waits for longer for the turns before; one that waits for itself, by way of a task that it made, ends here.
 LONGEST_QUEUE = 600.0
 
@@ -88,6 +87,7 @@ class Question:
     remembered: Preceding | None = attrs.field(default=None, init=False)
     unanswered: bool = attrs.field(default=False, init=False)  # the history shows the question, and no reply
     saved: bool = attrs.field(default=False, init=False)
+    watch: Watch = attrs.field(default=attrs.Factory(lambda self: Watch(self.session_id), takes_self=True), init=False)
 
     @property
     def session_id(self) -> str:
@@ -102,6 +102,7 @@ class Question:
         return None if self.core.log is None else partial(self.core.log.append, self.session_id)
 
     async def enter(self, stream: ReplyStream) -> None:
+        self.watch.begin(self.core.transport.base_url, stream=not self.json, message=self.message)
         self.core.bind()
         self.core.live.add(stream)
         try:
@@ -144,7 +145,7 @@ class Question:
             delay = max(core.retry.pause(attempt, random.random), asked)
             self.unsure = error.delivery is Delivery.UNKNOWN
             stream.note_delivery(error.delivery)
-            logger.info("attempt %d for %s failed (%s), next in %.1f s", attempt, self.session_id, error, delay)
+            self.watch.retries(attempt, error, delay)
             await call(core.on_retry, Retrying(self.session_id, attempt, delay, error))
             await asyncio.sleep(delay)
             attempt += 1
@@ -162,6 +163,9 @@ class Question:
             except RateLimitError as exc:
                 counted = False
                 refusal = exc
+                self.watch.log(
+                    logging.WARNING, "the server refuses %s for now (429)", self.session_id, status=exc.status
+                )
                 pacer.refused(leave, exc.retry_after)
                 stream.note_delivery(self._verdict(Delivery.REJECTED))
             except AheadlessError as exc:
@@ -183,7 +187,7 @@ class Question:
         now = asyncio.get_running_loop().time()
         if self.give_up_at is None and core.max_wait:
             self.give_up_at = now + core.max_wait
-            logger.info("%s waits for the rate limit, for %.0f s at the most", self.session_id, core.max_wait)
+            self.watch.waits(leave, core.max_wait)
             await call(core.on_wait, Waiting(self.session_id, leave, core.max_wait))
         pause = refusal.retry_after if refusal is not None else None
         if self.give_up_at is not None and now + (pause or 0.0) < self.give_up_at:
@@ -199,20 +203,23 @@ class Question:
     async def _post(self, stream: ReplyStream) -> Source:
         keeper, session = self.core.keeper, self.session
 
-        def on_news(delivery: Delivery) -> None:
+        def on_news(delivery: Delivery, connect: float | None) -> None:
             if stream.state is not TurnState.WAITING:
                 # It was ended from outside as not sent, and this comes before anything is.
                 raise TimeoutError
             if keeper is not None:
                 keeper.check(session)
+            stream.note_connection(connect)
             stream.note_delivery(self._verdict(delivery))
 
-        transport, timeouts = self.core.transport, self.timeouts
+        transport, timeouts, headers = self.core.transport, self.timeouts, self.watch.request_headers()
         if not self.json:
             return await transport.open_stream(
-                self.core.endpoint, self.body, self.key, timeouts=timeouts, on_news=on_news
+                self.core.endpoint, self.body, self.key, timeouts=timeouts, on_news=on_news, headers=headers
             )
-        reply = decode_reply(await transport.post("/v1/chat", self.body, self.key, timeouts=timeouts, on_news=on_news))
+        reply = decode_reply(
+            await transport.post("/v1/chat", self.body, self.key, timeouts=timeouts, on_news=on_news, headers=headers)
+        )
         return _Whole(
             encode_event(Start(reply.conversation_id)) + encode_event(Done(reply.text, reply.conversation_id))
         )
@@ -255,7 +262,7 @@ class Question:
         if readback is None or self.core.recovery != "auto" or self.asked is None:
             return None
         turn = lost_turn(self.session, self.asked, remembered=self.remembered)
-        logger.info("%s broke off (%s); reading back", self.session_id, error)
+        self.watch.log(logging.INFO, "%s broke off (%s); reading back", self.session_id, error)
         try:
             found = await readback.search(
                 self.session,
@@ -267,7 +274,7 @@ class Question:
                 age=self._age,
             )
         except AheadlessError as exc:
-            logger.warning("the history of %s cannot be read: %s", self.session_id, exc)
+            self.watch.log(logging.WARNING, "the history of %s cannot be read: %s", self.session_id, exc)
             return None
         error.delivery = found.delivery
         if found.delivery is not Delivery.UNKNOWN:
@@ -305,6 +312,7 @@ class Question:
             hide(self.key.secret, outcome)
         if self.core.readback is not None and self.asked is not None and isinstance(outcome, AheadlessError):
             outcome.way_back = partial(self._recover, outcome)
+        status: MessageStatus = "cancelled" if stream.cancelled else "failed" if self.unanswered else _status(outcome)
         if self.asked is not None:
             if isinstance(outcome, Reply):
                 text, delivery = outcome.text, Delivery.ACCEPTED
@@ -312,7 +320,7 @@ class Question:
                 text, delivery = outcome.partial, outcome.delivery
             self.session.settle(
                 text,
-                status="cancelled" if stream.cancelled else "failed" if self.unanswered else _status(outcome),
+                status=status,
                 delivery=delivery,
                 conversation_id=stream.conversation_id,
                 at=utc_now(),
@@ -323,6 +331,7 @@ class Question:
             self.core.keeper.end(self.session)
         self.gate.leave(stream)
         self.core.live.discard(stream)
+        self.watch.end(outcome, status=status, timings=stream.timings, conversation_id=self.session.conversation_id)
 
     async def record(self) -> None:
         if self.core.keeper is not None and not self.saved:

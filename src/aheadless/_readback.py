@@ -96,14 +96,14 @@ class ReadBack:
         baseline = session.baseline
         if baseline is not None and session.count - baseline.count < max(session.history_limit, 1):
             return
-        session.baseline = None
+        session.baseline, name = None, session.session_id
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
                 self.remember(session, await self._look(session.session_id, session.conversation_id))
         except _OutOfReachError:
-            logger.info("the conversation of %s is not among the newest %d", session.session_id, LISTED)
+            logger.info("the conversation of %s is not among the newest %d", name, LISTED, extra={"session_id": name})
         except (AheadlessError, TimeoutError) as exc:
-            logger.warning("the history of %s was not read before its turn: %s", session.session_id, exc)
+            logger.warning("the history of %s was not read before its turn: %s", name, exc, extra={"session_id": name})
 
     def remember(self, session: Session, thread: Thread | None) -> None:
         """Take note that no message that is sent from now on is among these."""

@@ -61,6 +61,7 @@ class Search:
         if readback is None:
             raise UsageError("a reply is recovered with an admin key: pass admin_key or set AHEADLESS_ADMIN_KEY")
         wait = 0.0 if wait == 0 else parse_seconds(wait, "wait")
+        asked_at = readback.now()
         result: tuple[Reply | None, Delivery] = None, delivery or Delivery.UNKNOWN
 
         async def work() -> None:
@@ -71,14 +72,16 @@ class Search:
             turn = lost_turn(self.session, question, remembered=remembered)
             result = None, delivery or turn.question.delivery
             begun_at = readback.now()
+            queued = begun_at - asked_at
             if (known := self.session.reply_to(question)) is not None:
-                result = self._reply(known.text, turn, 0.0), Delivery.ACCEPTED
+                result = self._reply(known.text, turn, Timings(None, 0.0, queued=queued)), Delivery.ACCEPTED
                 return
             found = await readback.search(self.session, turn, delivery=result[1], wait=wait, ended=ended, age=age)
             self._correct(question, found)
             result = None, found.delivery
             if found.reply is not None:
-                result = self._reply(found.reply, turn, readback.now() - begun_at), found.delivery
+                timings = Timings(None, readback.now() - begun_at, queued=queued)
+                result = self._reply(found.reply, turn, timings), found.delivery
 
         try:
             await self._hold(work, wait=True)
@@ -177,13 +180,13 @@ class Search:
             question, status=status, delivery=delivery, conversation_id=conversation_id, reply=reply, at=utc_now()
         )
 
-    def _reply(self, text: str, turn: LostTurn, seconds: float) -> Reply:
+    def _reply(self, text: str, turn: LostTurn, timings: Timings) -> Reply:
         return Reply(
             text,
             session_id=self.session.session_id,
             conversation_id=self.session.conversation_id or "",
             streamed_text=turn.partial,
-            timings=Timings(None, seconds),
+            timings=timings,
             recovered=True,
         )
 

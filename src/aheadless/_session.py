@@ -62,13 +62,22 @@ class Message:
 
 @attrs.frozen
 class Timings:
-    """How long the turn took, in seconds from the request (waiting for the session not included)."""
+    """How long the turn took, in seconds: `queued` until the last request that was made for it, and from there `total`.
+
+    Of a reply that was recovered later, `queued` is the wait for the session and `total` the search that followed.
+    """
 
     first_token: float | None
     """To the first token; None when none came."""
 
     total: float
     """To `done`, or to the end of a JSON answer."""
+
+    queued: float = attrs.field(default=0.0, kw_only=True)
+    """For the session, the store and the rate limit, and for attempts that failed, with the pauses after them."""
+
+    connect: float | None = attrs.field(default=None, kw_only=True)
+    """To a new connection that is ready: DNS, TCP, TLS. None when an open one was used again."""
 
 
 @attrs.frozen

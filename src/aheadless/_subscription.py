@@ -131,7 +131,7 @@ class Subscription:
         self._mailbox.abandon()
 
 
-def call_on(loop: asyncio.AbstractEventLoop | None, function: Callable[[], None]) -> None:
+def call_on(loop: asyncio.AbstractEventLoop | None, function: Callable[[], object]) -> None:
     """Call a function of a loop's objects from wherever a finaliser runs; of a loop that is over, here."""
     try:
         here = asyncio.get_running_loop()

@@ -244,6 +244,7 @@ def test_every_state_of_a_reply_that_grows(blocks, limit, data):
         (30, "- one\n- two three four\n  and five", ["- one\n", "- two three four\n  and five"]),
         (20, "see [the link](http://x.y)", ["see ", "[the ", "link](http://x.y)"]),
         (24, "Look, [the link](http://x.y)", ["Look, ", "[the link](http://x.y)"]),
+        (24, "Look, [no link](here\nor there)", ["Look, [no link](here\n", "or there)"]),
         (30, "A word about it\n\n## Heading\n\nText", ["A word about it\n\n", "## Heading\n\nText"]),
     ],
 )

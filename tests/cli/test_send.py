@@ -122,7 +122,9 @@ async def test_json(options, scripted):
         "sessionId": "me",
         "conversationId": CONVERSATION_ID,
     }
-    assert 0 < timings["total"] < 20
+    assert [*timings] == ["queued", "connect", "firstToken", "total"]
+    assert 0 <= timings["queued"] < 20
+    assert 0 < timings["connect"] < timings["total"] < 20
     assert (timings["firstToken"] is None) == bool(options)
     assert scripted.requests[0].path == ("/v1/chat" if options else "/v1/chat/stream")
 

@@ -248,3 +248,11 @@ def test_errors_are_ours() -> None:
     """Every error of the codec is one of the tree."""
     assert issubclass(ProtocolError, AheadlessError)
     assert issubclass(InvalidRequestError, AheadlessError)
+
+
+@given(strategies.token_texts)
+def test_events_are_written_as_json_writes_them(text: str) -> None:
+    """The short way and the long one give the same bytes, whatever the text."""
+    long_way = json.dumps({"type": "token", "token": text}, ensure_ascii=False, separators=(",", ":"))
+
+    assert encode_event(Token(text)) == long_way.encode("utf-8", "backslashreplace") + b"\n"

@@ -106,7 +106,7 @@ def test_endless_line_is_refused_before_its_end() -> None:
     with pytest.raises(ProtocolError, match="line 1: a line is longer than 1000 bytes"):
         decoder.next_object()
 
-    assert sum(map(len, decoder._splitter._pieces)) == 1001
+    assert sum(map(len, decoder._pieces)) == 1001
 
 
 def test_a_line_that_is_not_over_the_bound_yet() -> None:

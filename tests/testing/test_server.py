@@ -239,8 +239,8 @@ async def test_arrived(scripted: ScriptedServer, wire: Wire) -> None:
     assert isinstance(await scripted.arrived(1), Request)
 
 
-async def test_server_gone(scripted: ScriptedServer, wire: Wire) -> None:
-    """Once it is closed, what was open is cut and what comes new is refused."""
+async def test_server_gone(scripted: ScriptedServer, wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    """Once it is closed, what was open is cut and what comes new is refused; asyncio has nothing to complain about."""
     scripted.add(Script(DATA, end="stall"))
     await wire.ask()
     await wire.reader.readexactly(len(DATA))
@@ -252,6 +252,8 @@ async def test_server_gone(scripted: ScriptedServer, wire: Wire) -> None:
     assert scripted.open_connections == 0
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
+    assert scripted.requests[0].left.is_set()
+    assert caplog.records == []
 
 
 async def test_server_is_closed_with_its_block() -> None:
@@ -262,3 +264,19 @@ async def test_server_is_closed_with_its_block() -> None:
         await server.aclose()
 
         assert (await wire.rest())[0] == b""
+
+
+async def test_otherwise() -> None:
+    """What follows the scripts can be made of the request."""
+
+    def echo(request: Request) -> Script:
+        return Script(json_answer({"path": request.path}, status=404))
+
+    async with ScriptedServer(Script(HELLO), otherwise=echo) as server, Wire(server) as wire:
+        await wire.ask()
+        assert await wire.reader.readexactly(len(HELLO)) == HELLO
+        await wire.ask()
+        answer = await wire.reader.readuntil(b"}")
+
+    assert answer.endswith(b'{"path": "/v1/chat/stream"}')
+    assert [request.refused for request in server.requests] == [False, True]

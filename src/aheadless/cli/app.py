@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -73,6 +74,8 @@ class Connection:
         from aheadless import ChatClient, Timeouts  # noqa: PLC0415
         from aheadless._client import MAX_WAIT  # noqa: PLC0415
 
+        # What a warning would tell of a turn, its command tells in its own words.
+        logging.getLogger("aheadless").addHandler(logging.NullHandler())
         _check_url(self.url)
         seconds = self.timeout
         return ChatClient(

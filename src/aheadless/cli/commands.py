@@ -101,7 +101,12 @@ def _reply_as_json(reply: Reply) -> dict[str, Any]:
         "streamedText": reply.streamed_text,
         "sessionId": reply.session_id,
         "conversationId": reply.conversation_id,
-        "timings": {"firstToken": reply.timings.first_token, "total": reply.timings.total},
+        "timings": {
+            "queued": reply.timings.queued,
+            "connect": reply.timings.connect,
+            "firstToken": reply.timings.first_token,
+            "total": reply.timings.total,
+        },
     }
 
 

@@ -1,10 +1,14 @@
-"""What a stream says, one frozen value an event."""
+"""What a stream says, one frozen value an event.
+
+These are msgspec's structs, where all other values are attrs classes: the decoder makes them straight from the bytes,
+and a token costs a third of what an attrs object made from a decoded one did.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-import attrs
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,37 +16,36 @@ if TYPE_CHECKING:
 __all__ = ["Done", "Event", "Failure", "Start", "Token", "Unknown"]
 
 
-@attrs.frozen
-class Start:
+class _Known(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
+    """An event of the protocol (protocol.md §3.3), with the names of its fields on the wire."""
+
+
+class Start(_Known, frozen=True, tag="start"):
     """The server has stored the message and is about to ask the model."""
 
-    conversation_id: str
+    conversation_id: str = msgspec.field(name="conversationId")
 
 
-@attrs.frozen
-class Token:
+class Token(_Known, frozen=True, tag="token"):
     """The next piece of the reply's text."""
 
-    text: str
+    text: str = msgspec.field(name="token")
 
 
-@attrs.frozen
-class Done:
+class Done(_Known, frozen=True, tag="done"):
     """The reply is complete and stored; `text` is the reply, trimmed by the server."""
 
-    text: str
-    conversation_id: str
+    text: str = msgspec.field(name="message")
+    conversation_id: str = msgspec.field(name="conversationId")
 
 
-@attrs.frozen
-class Failure:
+class Failure(_Known, frozen=True, tag="error"):
     """The server gave up on the reply."""
 
-    reason: str
+    reason: str = msgspec.field(name="error")
 
 
-@attrs.frozen
-class Unknown:
+class Unknown(msgspec.Struct, frozen=True):
     """An event of a type that this version does not know; `data` is the object as it came."""
 
     type: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
 from aheadless.exceptions import ProtocolError, snippet
@@ -29,12 +28,15 @@ class LineSplitter:
 
     Give it chunks with :meth:`receive_data`, take lines with :meth:`next_line`. A line in crumbs costs O(length): its
     pieces are kept apart and joined once, when the newline comes. Of an unfinished line at most `max_line` bytes are
-    held; the complete lines of a chunk are held until they are taken.
+    held; the complete lines of a chunk are held, as one block, until they are taken.
     """
 
     def __init__(self, *, max_line: int = MAX_LINE) -> None:
         self.max_line = max_line
-        self._lines: deque[bytes] = deque()
+        self._block = b""  # complete lines
+        self._at = 0  # where the next of them begins
+        self._shown = False  # whether they were given as a block
+        self._later: list[bytes] = []  # more blocks
         self._pieces: list[bytes] = []
         self._size = 0  # of those pieces together
         self._eof = False
@@ -43,12 +45,18 @@ class LineSplitter:
 
     def receive_data(self, chunk: bytes) -> None:
         """Take the next bytes. A line over the bound is reported by :meth:`next_line` when its turn comes."""
-        first, *rest = chunk.split(b"\n")
-        self._extend(first)
-        if rest:
-            self._lines.append(self._join())
-            self._extend(rest.pop())
-            self._lines.extend(rest)
+        if end := chunk.rfind(b"\n") + 1:
+            block, chunk = chunk[:end], chunk[end:]
+            if self._pieces:
+                block = self._join(block)
+            if self._block:
+                self._later.append(block)
+            else:
+                self._block = block
+        # One byte over the bound is enough to know; the rest of an endless line is not kept.
+        if piece := chunk[: self.max_line + 1 - self._size]:
+            self._pieces.append(piece)
+            self._size += len(piece)
 
     def receive_eof(self) -> None:
         """Take the end of the bytes: what is left without a newline becomes the last line."""
@@ -57,17 +65,38 @@ class LineSplitter:
     @property
     def pending(self) -> bool:
         """Whether bytes are held that no line was made of yet, or lines that were not taken."""
-        return bool(self._lines or self._pieces)
+        return bool(self._block or self._pieces)
+
+    def next_block(self) -> bytes:
+        """Return complete lines as they came, which are not taken by this; empty if there are none.
+
+        They are shown once: to have them again after a look that was in vain would cost as much as they are long.
+        """
+        if self._shown:
+            return b""
+        self._shown = bool(self._block)
+        return self._block[self._at :]
+
+    def skip(self, size: int) -> None:
+        """Take so many bytes, which end with a newline, of what :meth:`next_block` gave."""
+        self._at += size
+        if self._at == len(self._block):
+            self._block = b"".join(self._later)
+            self._later.clear()
+            self._at = 0
+            self._shown = False
 
     def next_line(self) -> bytes | None:
         """Return the next line without its newline, or None if more bytes are needed.
 
         Raises ProtocolError when the line is longer than the bound.
         """
-        if self._lines:
-            line = self._lines.popleft()
+        if self._block:
+            end = self._block.index(b"\n", self._at)
+            line = self._block[self._at : end]
+            self.skip(len(line) + 1)
         elif self._eof and self._pieces:
-            line = self._join()
+            line = self._join(b"")
             self.unterminated = True
         elif self._size > self.max_line:
             self._refuse()
@@ -77,24 +106,17 @@ class LineSplitter:
             self._refuse()
         return line
 
-    def _extend(self, piece: bytes) -> None:
-        # One byte over the bound is enough to know; the rest of an endless line is not kept.
-        piece = piece[: self.max_line + 1 - self._size]
-        if piece:
-            self._pieces.append(piece)
-            self._size += len(piece)
-
-    def _join(self) -> bytes:
-        line = b"".join(self._pieces)
+    def _join(self, last: bytes) -> bytes:
+        joined = b"".join((*self._pieces, last))
         self._pieces.clear()
         self._size = 0
-        return line
+        return joined
 
     def _refuse(self) -> NoReturn:
         raise ProtocolError(f"a line is longer than {self.max_line} bytes")
 
 
-class NDJSONDecoder:
+class NDJSONDecoder(LineSplitter):
     """Give one JSON object a line: chunks in, objects out.
 
     Blank lines are passed over, a carriage return before the newline and a byte order mark on line one are accepted.
@@ -102,17 +124,14 @@ class NDJSONDecoder:
     """
 
     def __init__(self, *, max_line: int = MAX_LINE) -> None:
-        self._splitter = LineSplitter(max_line=max_line)
+        super().__init__(max_line=max_line)
         self.line_number: int = 0
         """The number of the line given last, from 1; blank lines count."""
 
-    def receive_data(self, chunk: bytes) -> None:
-        """Take the next bytes; never raises."""
-        self._splitter.receive_data(chunk)
-
-    def receive_eof(self) -> None:
-        """Take the end of the bytes."""
-        self._splitter.receive_eof()
+    def skip_lines(self, size: int, number: int) -> None:
+        """Take so many bytes, which are so many lines, of what :meth:`next_block` gave."""
+        self.skip(size)
+        self.line_number += number
 
     def next_object(self) -> dict[str, object] | None:
         """Return the next object, or None if more bytes are needed.
@@ -134,7 +153,7 @@ class NDJSONDecoder:
         """
         while True:
             try:
-                line = self._splitter.next_line()
+                line = super().next_line()
             except ProtocolError as exc:
                 self.line_number += 1
                 raise self.located(exc) from None
@@ -145,16 +164,6 @@ class NDJSONDecoder:
                 line = line.removeprefix(_BOM)
             if line.strip(_BLANKS):
                 return line
-
-    @property
-    def unterminated(self) -> bool:
-        """Whether the line given last ended with the bytes and not with a newline: it may be cut."""
-        return self._splitter.unterminated
-
-    @property
-    def pending(self) -> bool:
-        """Whether bytes have come that are in no line given so far."""
-        return self._splitter.pending
 
     def located(self, error: ProtocolError) -> ProtocolError:
         """Return an error with the number of the line given last."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from aheadless.exceptions import Delivery, ProtocolError, StreamInterruptedError
-from aheadless.protocol.codec import decode_event, join_surrogates, remainder
+from aheadless.protocol.codec import decode_event, decode_tokens, join_surrogates, remainder
 from aheadless.protocol.events import Done, Failure, Start, Token, Unknown
 from aheadless.protocol.ndjson import MAX_LINE, NDJSONDecoder
 
@@ -63,13 +62,21 @@ class Turn:
     def __init__(self, *, max_line: int = MAX_LINE, max_stream: int = MAX_STREAM) -> None:
         self.state: TurnState = TurnState.WAITING
         self.conversation_id: str | None = None
+        self.ready: list[Token] = []
+        """Tokens that were decoded ahead, the next one last: to take one from the end is to be given it.
+
+        It stays the same list as long as the turn lives, so that a reader can hold on to it.
+        """
+        self._max_line = max_line
         self._decoder = NDJSONDecoder(max_line=max_line)
         self._room = self._max_stream = max_stream
         self._overflowed = False
         self._eof = False
         self._parts: list[str] = []
         self._half = ""  # the high half of a surrogate pair whose low half has not come
-        self._postponed: deque[Event] = deque()
+        self._postponed: list[Event] = []  # a handful
+        self._ahead: list[Token] = []  # what `ready` was filled with, in order
+        self._drained = False  # whether nothing can come before the next bytes
         self._given: str | None = None  # when it was ended from this side: the text of the tokens that were given
 
     @property
@@ -85,6 +92,7 @@ class Turn:
     @property
     def text(self) -> str:
         """The joined text of the tokens given so far."""
+        self._fold()
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         return self._parts[0] if self._parts else ""
@@ -101,12 +109,14 @@ class Turn:
             chunk = chunk[: self._room]
             self._overflowed = True
         self._room -= len(chunk)
+        self._drained = False
         self._decoder.receive_data(chunk)
 
     def receive_eof(self) -> None:
         """Take the end of the bytes."""
         self._decoder.receive_eof()
         self._eof = True
+        self._drained = False
 
     def next_event(self) -> Event | None:
         """Return the next event, or None if more bytes are needed or the turn is over.
@@ -114,6 +124,10 @@ class Turn:
         Raises ProtocolError at what breaks the protocol and StreamInterruptedError at an end of the bytes that
         neither `done` nor `error` announced; both carry the partial text, and both end the turn.
         """
+        if self.ready or (not self._drained and self._read_ahead()):
+            return self.ready.pop()
+        if self._drained:
+            return None
         while not self.over and (event := self._take()) is not None:
             state = self._next_state(event)
             if type(event) is Token:
@@ -125,7 +139,7 @@ class Turn:
                 self._parts.append(text)
             elif self._half and type(event) is not Unknown:
                 # The other half can no longer come: what was held goes out first.
-                self._postponed.appendleft(event)
+                self._postponed.insert(0, event)
                 event = Token(self._flush())
                 state = self.state
             elif type(event) is Start:
@@ -138,6 +152,8 @@ class Turn:
         """End the turn from this side, unless it is over."""
         if not self.over:
             self._given = self.text
+            self.ready.clear()
+            self._ahead.clear()
             self._flush()
             self.state = TurnState.INTERRUPTED
 
@@ -151,6 +167,7 @@ class Turn:
         given, self._given, self._half = self._given or "", None, ""
         self._parts = [given]
         self._postponed.clear()
+        self._drained = False
         self.state = TurnState.STREAMING
         if self.conversation_id is None:
             self.state = TurnState.WAITING
@@ -159,9 +176,41 @@ class Turn:
             self._postponed.append(Token(rest))
         self._postponed.append(Done(text, self.conversation_id or conversation_id))
 
+    def withdraw(self) -> None:
+        """Leave whoever holds :attr:`ready` an empty list: from now on its tokens are given by :meth:`next_event`."""
+        held, self.ready = self.ready, self.ready.copy()
+        held.clear()
+
+    def _read_ahead(self) -> bool:
+        """Decode the tokens at hand all at once, if there is nothing else to be minded; tell whether there are any."""
+        self._fold()
+        if self.state is not TurnState.STREAMING or self._half or self._postponed:
+            return False
+        block = self._decoder.next_block()
+        if not block or len(block) > self._max_line:
+            return False
+        tokens = decode_tokens(block)
+        if not tokens:
+            # The last line may be `done`.
+            block = block[: block.rfind(b"\n", 0, -1) + 1]
+            tokens = decode_tokens(block)
+        if not tokens:
+            return False
+        self._decoder.skip_lines(len(block), len(tokens))
+        self._ahead += tokens
+        self.ready += reversed(tokens)
+        self._drained = not (self._decoder.pending or self._overflowed or self._eof)
+        return True
+
+    def _fold(self) -> None:
+        """Note the texts of the tokens that were given from :attr:`ready`."""
+        if given := len(self._ahead) - len(self.ready):
+            self._parts += [token.text for token in self._ahead[:given]]
+            del self._ahead[:given]
+
     def _take(self) -> Event | None:
         if self._postponed:
-            return self._postponed.popleft()
+            return self._postponed.pop(0)
         line = None
         try:
             if (line := self._decoder.next_line()) is not None:

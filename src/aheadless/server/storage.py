@@ -8,10 +8,14 @@ import secrets
 import sqlite3
 import string
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+
+import attrs
 
 from aheadless._session import Message
 from aheadless.exceptions import Delivery, StoreError
@@ -50,20 +54,37 @@ _CONVERSATION_FIELDS: Final = ("_creationTime", "_id", "createdAt", "lastMessage
 _MESSAGE_FIELDS: Final = ("_creationTime", "_id", "content", "conversationId", "createdAt", "role")
 
 _ALPHABET: Final = string.ascii_lowercase + string.digits
+_SIGNS: Final = _ALPHABET.encode("ascii") * 7 + bytes(4)
+_LEFT_OVER: Final = bytes(range(252, 256))
 _ID: Final = re.compile(r"[a-z0-9]{32}")
 
+# What waits while a transaction is made goes into the next one together. With more, the first would wait too long.
+MAX_BATCH: Final = 200
+
 Begin: TypeAlias = Literal["BEGIN", "BEGIN IMMEDIATE"]
+
+
+@attrs.frozen(eq=False)
+class _Job:
+    """What one call wants done in a transaction, and who waits for it."""
+
+    begin: Begin
+    work: Callable[[], object]
+    done: asyncio.Future[Any]
 
 
 class Storage:
     """Open with :meth:`open`, end with :meth:`aclose`. Every failure of the database is a StoreError.
 
-    Each call is one transaction. A call that is cancelled is still carried out if the worker has begun it.
+    Each call is in a transaction, whole or not at all, and returns when that is committed. Calls that come while one is
+    made share the next one. A call that is cancelled is still carried out if the worker has begun it.
     """
 
     def __init__(self, connection: sqlite3.Connection, worker: ThreadPoolExecutor) -> None:
         self._connection = connection
         self._worker = worker
+        self._waiting: deque[_Job] = deque()
+        self._working = False
 
     @classmethod
     async def open(cls, path: str | Path) -> Storage:
@@ -105,15 +126,51 @@ class Storage:
             self._worker.shutdown(wait=False)
 
     async def _run(self, begin: Begin, work: Callable[[], T]) -> T:
-        def guarded() -> T:
-            try:
-                with self._connection:  # commits, or rolls back
-                    self._connection.execute(begin)
-                    return work()
-            except sqlite3.Error as exc:
-                raise StoreError(f"the database failed: {exc}", delivery=Delivery.UNKNOWN) from exc
+        job = _Job(begin, work, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        if not self._working:
+            self._start()
+        result: T = await job.done
+        return result
 
-        return await asyncio.get_running_loop().run_in_executor(self._worker, guarded)
+    def _start(self) -> None:
+        """Give the worker what waits."""
+        jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]
+        jobs = [job for job in jobs if not job.done.cancelled()]
+        self._working = bool(jobs)
+        if jobs:
+            transaction = asyncio.get_running_loop().run_in_executor(self._worker, self._transact, jobs)
+            transaction.add_done_callback(partial(self._settle, jobs))
+
+    def _settle(self, jobs: list[_Job], transaction: asyncio.Future[list[object]]) -> None:
+        """Tell those who wait, and go on with what has come meanwhile."""
+        failure = transaction.exception()
+        for job, result in zip(jobs, [failure] * len(jobs) if failure else transaction.result(), strict=True):
+            if job.done.cancelled():
+                continue
+            if isinstance(result, BaseException):
+                job.done.set_exception(result)
+            else:
+                job.done.set_result(result)
+        self._start()
+
+    def _transact(self, jobs: list[_Job]) -> list[object]:
+        """Do the jobs in one transaction; if that fails, each in its own, so that only what is to blame fails."""
+        begin: Begin = "BEGIN" if all(job.begin == "BEGIN" for job in jobs) else "BEGIN IMMEDIATE"
+        try:
+            with self._connection:  # commits, or rolls back
+                self._connection.execute(begin)
+                return [job.work() for job in jobs]
+        except sqlite3.Error as exc:
+            if len(jobs) > 1:
+                return [self._alone(job) for job in jobs]
+            raise StoreError(f"the database failed: {exc}", delivery=Delivery.UNKNOWN) from exc
+
+    def _alone(self, job: _Job) -> object:
+        try:
+            return self._transact([job])[0]
+        except StoreError as exc:
+            return exc
 
     def _add_question(self, session_id: str, text: str) -> tuple[str, list[Message]]:
         row = self._connection.execute("SELECT id FROM conversations WHERE session_id = ?", (session_id,)).fetchone()
@@ -241,4 +298,8 @@ def _first_units(text: str, units: int) -> str:
 
 
 def _new_id(first: str) -> str:
-    return first + "".join(secrets.choice(_ALPHABET) for _ in range(31))
+    while True:
+        # Seven bytes stand for each sign; the few others are thrown away, and 31 of 48 are left nearly always.
+        signs = secrets.token_bytes(48).translate(_SIGNS, delete=_LEFT_OVER)
+        if len(signs) >= 31:  # noqa: PLR2004 - 32 with the first
+            return first + signs[:31].decode("ascii")

@@ -1,5 +1,7 @@
 """For the tests of bots and back ends that use aheadless: a server that misbehaves on command."""
 
+from aheadless.protocol.codec import ChatRequest
+from aheadless.testing.background import BackgroundServer
 from aheadless.testing.scripts import (
     CONVERSATION_ID,
     End,
@@ -17,6 +19,8 @@ from aheadless.testing.server import Request, ScriptedServer
 
 __all__ = [
     "CONVERSATION_ID",
+    "BackgroundServer",
+    "ChatRequest",
     "End",
     "Request",
     "Script",

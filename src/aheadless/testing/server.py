@@ -55,7 +55,8 @@ class Request:
 
 
 class ScriptedServer:
-    """Answer each request by the next script, and those without one by a short whole stream.
+    """Answer each request by the next script, and those without one by a short whole stream, or by what `otherwise`
+    makes of the request.
 
     It takes every path, method and key. What is no HTTP request costs its sender the connection.
 
@@ -68,12 +69,18 @@ class ScriptedServer:
     Listens on loopback only. Leaving the block closes every connection.
     """
 
-    def __init__(self, *scripts: Script, ssl: ssl_module.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        *scripts: Script,
+        otherwise: Callable[[Request], Script] | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+    ) -> None:
         self.requests: list[Request] = []
         """All requests whose head was read, in order."""
         self.connections: int = 0
         """How many connections were accepted."""
         self._scripts = deque(scripts)
+        self._otherwise = otherwise or _say_hello
         self._ssl = ssl
         self._server: asyncio.Server | None = None
         self._open: set[_Connection] = set()
@@ -156,8 +163,10 @@ class ScriptedServer:
             await connection.readable()
             if self._scripts:
                 script = self._scripts.popleft()
-        script = script or Script(stream_answer(events("Hello", " world")))
-        request = await connection.read_request(script.read)
+        request = await connection.read_request(None if script is None else script.read)
+        if script is None:
+            assert request is not None  # noqa: S101 - it was read whole
+            script = self._otherwise(request)
         if request is not None:
             request.refused = script.refuses
             self.requests.append(request)
@@ -173,6 +182,10 @@ class ScriptedServer:
             await connection.write(script.drip)
             await connection.unless_gone(asyncio.sleep(script.interval))
         return await connection.end(script.end)
+
+
+def _say_hello(_request: Request) -> Script:
+    return Script(stream_answer(events("Hello", " world")))
 
 
 class _Gone(Exception):  # noqa: N818 - an event, not an error
@@ -295,7 +308,7 @@ class _Connection(asyncio.Protocol):
     async def end(self, how: End) -> bool:
         """Do what follows the answer; return whether another request can come."""
         if how == "stall":
-            await self._gone
+            await asyncio.shield(self._gone)  # the server's end cancels this wait, not what is waited for
         elif how == "rst":
             self.reset()
         return how == "keep"

@@ -1,0 +1,322 @@
+"""Replies on Telegram, with aiogram: as drafts where they work, elsewhere in messages that are edited.
+
+::
+
+    dispatcher = Dispatcher()
+    dispatcher.include_router(chat_router(client))
+    await dispatcher.start_polling(Bot(token))
+
+Needs the extra `telegram`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+
+import attrs
+from aiogram import F, Router
+from aiogram.enums import ChatMemberStatus, ChatType, ContentType
+from aiogram.exceptions import AiogramError
+from aiogram.filters import Command, CommandStart
+
+from aheadless.bridges._delivery import Pace
+from aheadless.bridges._ids import platform_id
+from aheadless.bridges._telegram_page import Place, StopButton, TelegramPage
+from aheadless.bridges._writer import Words, write_reply
+from aheadless.exceptions import AheadlessError, ConfigurationError, StreamStoppedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from aiogram import Bot
+    from aiogram.types import CallbackQuery, Message, MessageGenerationStopped
+
+    from aheadless import ChatClient, Reply, ReplyStream
+
+__all__ = ["SessionPer", "TelegramWords", "chat_router", "reply_stream"]
+
+logger = logging.getLogger("aheadless")
+
+SessionPer: TypeAlias = Literal["topic", "user"]
+"""Who shares a session: all who write in a chat, or in a topic if it has topics; or each user has one there."""
+
+PRIVATE_PACE: Final = Pace(every=1.0)
+# A bot may send 20 messages a minute to a group, and edits count:
+# https://core.telegram.org/bots/faq#my-bot-is-hitting-limits-how-do-i-avoid-this
+GROUP_PACE: Final = Pace(every=3.0)
+# When the bot ends, so long may replies take to say that they were stopped.
+FAREWELL_SECONDS: Final = 5.0
+
+# What people send to a bot besides text; not what Telegram itself reports in a chat.
+NO_TEXT: Final = {
+    ContentType.ANIMATION,
+    ContentType.AUDIO,
+    ContentType.DOCUMENT,
+    ContentType.PHOTO,
+    ContentType.STICKER,
+    ContentType.VIDEO,
+    ContentType.VIDEO_NOTE,
+    ContentType.VOICE,
+}
+
+
+@attrs.frozen(kw_only=True)
+class TelegramWords(Words):
+    """What people read of a :func:`chat_router` besides replies; each text can be another."""
+
+    hello: str = "Hello! What would you like to know?"
+    stop: str = "⏹ Stop"
+    stopping: str = "Stopped."
+    not_running: str = "There is nothing to stop."
+    not_yours: str = "Only who asked can stop this answer."
+    only_text: str = "I can only read text."
+
+
+async def reply_stream(
+    message: Message,
+    stream: ReplyStream,
+    *,
+    drafts: bool = True,
+    pace: Pace | None = None,
+    words: Words | None = None,
+) -> Reply:
+    """Show a reply to a message, in its chat and topic, while it is being written; return it when it is there.
+
+    In a private chat it is a draft until it is complete, if Telegram has `drafts` for the bot. Otherwise it is a
+    message that is edited: about every second, in a group, where it quotes the question, every three; or at another
+    `pace`. What is longer than 4096 UTF-16 units goes on in further messages. Markdown is shown as Telegram's own
+    formatting, links have no preview, and a name in an answer notifies nobody in a group.
+
+    Raises what ended the turn, after the text so far and some kind `words` about it were shown; NotShownError, with
+    the reply, if Telegram did not take the whole text; UsageError for a message that no bot received. If cancelled,
+    the turn is interrupted, and one last edit of at most 2 s shows the text so far. As the Bot API has no way to tell
+    that a message is the same as one before, a text whose sending timed out may be there twice.
+    """
+    return await _write(message, stream, drafts=drafts, pace=pace, words=words or Words(), button=None)
+
+
+async def _write(
+    message: Message,
+    stream: ReplyStream,
+    *,
+    drafts: bool,
+    pace: Pace | None,
+    words: Words,
+    button: StopButton | None,
+) -> Reply:
+    private = message.chat.type == ChatType.PRIVATE
+    page = TelegramPage(
+        _bot_of(message),
+        _place_of(message),
+        stream,
+        drafts=drafts and private,
+        question=None if private else message.message_id,
+        mentions=private,
+        button=button,
+    )
+    async with page.attended():
+        pace = pace or (PRIVATE_PACE if private else GROUP_PACE)
+        return await write_reply(page, stream, pace=pace, words=words, conclude=True)  # a draft, or a button, must go
+
+
+def _bot_of(message: Message) -> Bot:
+    if message.bot is None:
+        raise UsageError("a reply is sent by the bot that received the message; this message has none")
+    return message.bot
+
+
+def _place_of(message: Message) -> Place:
+    # Where there are no topics, the id of a thread is that of a message that was answered.
+    topic = message.message_thread_id if message.is_topic_message else None
+    return Place(_bot_of(message).id, message.chat.id, topic)
+
+
+def chat_router(
+    client: ChatClient,
+    *,
+    session_per: SessionPer = "topic",
+    drafts: bool = True,
+    pace: Pace | None = None,
+    words: TelegramWords | None = None,
+) -> Router:
+    """Return a router that answers: in private chats every text, in groups what mentions the bot or replies to it.
+
+    Each chat, or each of its topics, has a session; or each user has one there, with `session_per="user"`. The other
+    options are those of :func:`reply_stream`. A reply can be stopped by who asked, and in a group by administrators:
+    with the button below it or with /stop. /start says hello; other commands are left to other routers.
+
+    When the dispatcher ends, the replies that are being written are stopped, and have five seconds to say so. Replies
+    that fail are logged to `aheadless`. Raises ConfigurationError for another `session_per`.
+    """
+    if session_per not in get_args(SessionPer):
+        raise ConfigurationError(f"session_per must be one of {get_args(SessionPer)}, not {session_per!r}")
+    bot = _ChatBot(client, session_per=session_per, drafts=drafts, pace=pace, words=words or TelegramWords())
+    router = Router(name="aheadless")
+    private = F.chat.type == ChatType.PRIVATE
+    router.message.register(bot.hello, CommandStart(), private)
+    router.message.register(bot.stop, Command("stop"))
+    router.message.register(bot.answer, asked)
+    router.message.register(bot.cannot_read, private, F.content_type.in_(NO_TEXT))
+    router.callback_query.register(bot.press, F.data.startswith(StopButton.PREFIX))
+    router.stopped_message_generation.register(bot.stop_draft)
+    router.shutdown.register(bot.close)
+    return router
+
+
+async def asked(message: Message, bot: Bot) -> bool | dict[str, str]:
+    """Tell aiogram whether a message is a question to the bot, and hand on its text without the bot's name."""
+    text, sender = message.text, message.from_user
+    entities = message.entities or []
+    if (
+        not text
+        or message.is_automatic_forward
+        or any(each.type == "bot_command" and not each.offset for each in entities)
+    ):
+        return False
+    if sender is not None and sender.is_bot and message.sender_chat is None:  # not an anonymous administrator
+        return False
+    if message.chat.type == ChatType.PRIVATE:
+        return {"question": text}
+    me = await bot.me()
+    answered = message.reply_to_message
+    # The first message of a topic is what all others in it answer.
+    meant = (
+        answered is not None
+        and answered.forum_topic_created is None
+        and answered.from_user is not None
+        and answered.from_user.id == me.id
+    )
+    for entity in entities:
+        name = entity.extract_from(message.text or "")
+        if entity.type == "mention" and name.lower() == f"@{me.username}".lower():
+            meant, text = True, text.replace(name, "")
+    question = text.strip()
+    return {"question": question} if meant and question else False
+
+
+@attrs.frozen(eq=False)
+class _Live:
+    """A reply that is being written."""
+
+    stream: ReplyStream
+    place: Place
+    asker: int
+    task: asyncio.Task[object]
+
+
+class _ChatBot:
+    """The handlers of a router, and the replies that are being written, by the numbers of their buttons."""
+
+    def __init__(
+        self, client: ChatClient, *, session_per: SessionPer, drafts: bool, pace: Pace | None, words: TelegramWords
+    ) -> None:
+        self._client = client
+        self._session_per = session_per
+        self._drafts = drafts
+        self._pace = pace
+        self._words = words
+        self._live: dict[int, _Live] = {}
+
+    async def answer(self, message: Message, question: str) -> None:
+        """Answer a question."""
+        place = _place_of(message)
+        parts = (place.chat_id, place.topic, _sender(message))
+        session_id = platform_id("tg", *(parts if self._session_per == "user" else parts[:2]))
+        try:
+            stream = self._client.chat(session_id).stream(question)
+        except AheadlessError as exc:
+            logger.warning("no answer to a question on Telegram, session %s: %s", session_id, exc)
+            await self._say(message, self._words.about(exc))
+            return
+        with self._stoppable(message, stream) as button:
+            try:
+                await _write(message, stream, drafts=self._drafts, pace=self._pace, words=self._words, button=button)
+            except StreamStoppedError:
+                pass
+            except AheadlessError as exc:
+                why = str(exc.__cause__ or exc).replace(_bot_of(message).token, "…")
+                logger.warning("an answer on Telegram is not complete, session %s: %s (%s)", session_id, exc, why)
+
+    @contextmanager
+    def _stoppable(self, message: Message, stream: ReplyStream) -> Generator[StopButton]:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a handler runs in one
+        number = secrets.randbelow(2**31 - 1) + 1  # the id of a draft too: not 0, and nobody guesses it
+        self._live[number] = _Live(stream, _place_of(message), _sender(message), task)
+        try:
+            yield StopButton(number, self._words.stop)
+        finally:
+            del self._live[number]
+
+    async def hello(self, message: Message) -> None:
+        """Greet."""
+        await self._say(message, self._words.hello)
+
+    async def cannot_read(self, message: Message) -> None:
+        """Say that there is no text to be read."""
+        await self._say(message, self._words.only_text)
+
+    async def stop(self, message: Message) -> None:
+        """Stop what is being written where /stop was said."""
+        place = _place_of(message)
+        here = [live for live in self._live.values() if live.place == place]
+        if not here:
+            if message.chat.type == ChatType.PRIVATE:  # in a group it may have been another bot that was meant
+                await self._say(message, self._words.not_running)
+            return
+        allowed = [live for live in here if await self._may_stop(_bot_of(message), _sender(message), live)]
+        for live in allowed:
+            live.stream.stop()
+        if not allowed:
+            await self._say(message, self._words.not_yours)
+
+    async def press(self, query: CallbackQuery, bot: Bot) -> None:
+        """Stop the reply whose button was pressed."""
+        live = self._live.get(StopButton.number_in(query.data or ""))
+        if live is None:
+            text = self._words.not_running
+        elif await self._may_stop(bot, query.from_user.id, live):
+            live.stream.stop()
+            text = self._words.stopping
+        else:
+            text = self._words.not_yours
+        with suppress(AiogramError):  # who pressed does not wait for ever
+            await query.answer(text)
+
+    async def stop_draft(self, event: MessageGenerationStopped) -> None:
+        """Stop the reply whose draft was stopped."""
+        # Found by its id alone, as the chat may be the bot's own: github.com/tdlib/telegram-bot-api/issues/891
+        if (live := self._live.get(event.draft_id)) is not None:
+            live.stream.stop()
+
+    async def close(self) -> None:
+        """Stop all replies, and wait a little for their last words."""
+        tasks = {live.task for live in self._live.values()}
+        for live in self._live.values():
+            live.stream.stop()
+        if tasks:
+            await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
+
+    async def _may_stop(self, bot: Bot, person: int, live: _Live) -> bool:
+        if person in {live.asker, live.place.chat_id}:  # as themselves, or as the group, as anonymous administrators do
+            return True
+        try:
+            member = await bot.get_chat_member(live.place.chat_id, person)
+        except AiogramError:
+            return False
+        return member.status in {ChatMemberStatus.CREATOR, ChatMemberStatus.ADMINISTRATOR}
+
+    async def _say(self, message: Message, text: str) -> None:
+        with suppress(AiogramError):  # nothing is lost by it
+            await message.answer(text, parse_mode=None)
+
+
+def _sender(message: Message) -> int:
+    """Return the id of who wrote a message; of the chat for who writes in its name."""
+    if message.sender_chat is not None:
+        return message.sender_chat.id
+    return message.chat.id if message.from_user is None else message.from_user.id
