@@ -170,7 +170,8 @@ class Answer:
         self._deadline: float | None = None  # of the read that is waiting now
         self._timer: asyncio.TimerHandle | None = None
         self._taken = 0
-        self._watch(response.connection)
+        self._protocol = None if response.connection is None else response.connection.protocol
+        self._watch()
 
     @property
     def date(self) -> datetime | None:
@@ -233,32 +234,30 @@ class Answer:
 
         self._content.on_eof(ended)
 
-    def _watch(self, connection: aiohttp.connector.Connection | None) -> None:
+    def _watch(self) -> None:
         """See to it that a reader does not wait for a connection that is gone.
 
         aiohttp leaves it waiting when the framing breaks after the head: it closes the connection and tells nobody
         (seen on 3.14.5).
         """
-        protocol = None if connection is None else connection.protocol
-        if protocol is None or self._content.is_eof():
+        if self._protocol is None or self._content.is_eof():
             return
-        content = self._content
-
-        def gone(_closed: asyncio.Future[None] | None = None) -> None:
-            if not content.is_eof() and content.exception() is None:
-                content.set_exception(protocol.exception() or aiohttp.ServerDisconnectedError())
-
-        if (closed := protocol.closed) is None:
-            gone()
+        if (closed := self._protocol.closed) is None:
+            self._gone()
             return
         closed.remove_done_callback(_retrieve)  # once for all answers of a connection
         closed.add_done_callback(_retrieve)
-        closed.add_done_callback(gone)
+        closed.add_done_callback(self._gone)
+        self._content.on_eof(self._unwatch)
 
-        def ended() -> None:
-            closed.remove_done_callback(gone)
+    def _gone(self, _closed: asyncio.Future[None] | None = None) -> None:
+        assert self._protocol is not None  # noqa: S101 - it is what was watched
+        if not self._content.is_eof() and self._content.exception() is None:
+            self._content.set_exception(self._protocol.exception() or aiohttp.ServerDisconnectedError())
 
-        content.on_eof(ended)
+    def _unwatch(self) -> None:
+        if self._protocol is not None and self._protocol.closed is not None:
+            self._protocol.closed.remove_done_callback(self._gone)
 
     def _arm(self, deadline: float | None) -> None:
         # One timer, moved when it rings: a new one for each read would cost more than the read.
