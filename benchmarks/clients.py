@@ -94,11 +94,10 @@ async def aheadless_events(base: str, on_text: OnText = None) -> AsyncIterator[A
         async def ask(path: str) -> int:
             count = 0
             async for event in chat(path).stream("Hello"):
-                match event:
-                    case Token(text):
-                        count += 1
-                        if on_text is not None:
-                            on_text(text)
+                if isinstance(event, Token):
+                    count += 1
+                    if on_text is not None:
+                        on_text(event.text)
             return count
 
         yield ask
