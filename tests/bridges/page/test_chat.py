@@ -19,9 +19,9 @@ from tests.bridges.page.support import (
     ask,
     environment,
     free_port,
+    killed,
     note,
     open_page,
-    process,
     ready,
     serve,
     visitor,
@@ -199,22 +199,21 @@ async def test_nobody_knows_whether_it_arrived(page: Page, api: ScriptedServer):
     assert len(api.requests) == 1
 
 
-async def test_too_many_questions(context: BrowserContext, url: str, api: ScriptedServer):
+async def test_too_many_questions(browser: Browser, url: str, api: ScriptedServer):
     """The button counts down and works again when the time has come."""
-    page = await context.new_page()
-    await page.clock.install()
-    await page.goto(url)
-    await ready(page)
     api.add(Script(json_answer({"error": "Too many requests"}, status=429, headers={"Retry-After": "30"})))
+    async with visitor(browser) as context:
+        await context.clock.install()
+        page = await open_page(context, url)
 
-    await ask(page, "Now?")
+        await ask(page, "Now?")
 
-    again = page.get_by_role("button", name="Try again")
-    await expect(again).to_have_text(re.compile(r"Try again in (30|2\d) s"))
-    await expect(again).to_be_disabled()
-    await page.clock.fast_forward(31_000)
-    await expect(again).to_have_text("Try again")
-    await expect(again).to_be_enabled()
+        again = page.get_by_role("button", name="Try again")
+        await expect(again).to_have_text(re.compile(r"Try again in (30|2\d) s"))
+        await expect(again).to_be_disabled()
+        await page.clock.fast_forward(31_000)
+        await expect(again).to_have_text("Try again")
+        await expect(again).to_be_enabled()
 
 
 async def test_offline(page: Page, context: BrowserContext, api: ScriptedServer):
@@ -356,7 +355,7 @@ async def test_another_visitor(page: Page, browser: Browser, url: str):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("terminate", "Stopped."),
+        ("end", "Stopped."),
         pytest.param(
             *("kill", "The answer broke off. Your message may have arrived all the same."),
             # The new process cannot know at once that the old one is dead: it waits for its lease to end, 5 s.
@@ -365,24 +364,25 @@ async def test_another_visitor(page: Page, browser: Browser, url: str):
     ],
 )
 async def test_the_back_end_restarts(
-    context: BrowserContext, api: ScriptedServer, tmp_path: Path, how: Literal["terminate", "kill"], said: str
+    context: BrowserContext, api: ScriptedServer, tmp_path: Path, how: Literal["end", "kill"], said: str
 ):
     """In the middle of an answer: the page finds back, with the conversation, and goes on in it."""
     port = free_port()
     held = Held("Once upon ", "a time")
     api.add(Script(stream_answer(events("Good morning"))), held.script)
-    async with process(api, tmp_path, port) as ended:
+    # What is killed has to be a process of its own.
+    variables = environment(api.url, tmp_path)
+    async with killed(variables, port) if how == "kill" else serve(variables, port):
         page = await open_page(context, f"http://127.0.0.1:{port}")
         await ask(page, "Hello")
         await ready(page)
         await ask(page, "Tell me a story")
         held.let_go()
         await expect(answer(page)).to_have_text("Once upon")
-        getattr(ended, how)()
-        await expect(note(page)).to_contain_text("The connection broke off.")
-        await expect(page.locator("#state")).to_have_text("Reconnecting…")
 
-    async with process(api, tmp_path, port):
+    await expect(note(page)).to_contain_text("The connection broke off.")
+    await expect(page.locator("#state")).to_have_text("Reconnecting…")
+    async with serve(variables, port):
         await ready(page)
         await expect(page.locator(".question")).to_have_text(["Hello", "Tell me a story"])
         await expect(page.locator(".answer").first).to_have_text("Good morning")
@@ -408,4 +408,3 @@ async def test_a_question_that_nobody_took(context: BrowserContext, api: Scripte
         await ready(page)
         await expect(page.locator(".question")).to_have_text(["Same", "Same"])
         await expect(page.locator(".answer")).to_have_text(["Hello world", "Hello world"])
-        await context.close()
