@@ -13,7 +13,8 @@ from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, j
 from tests.ai_sdk import packages
 from tests.bridges.page.support import Held, answer, ask, note, open_page, ready, visitor
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.sockets]
+# "slow", as what is tested here is no Python: once is enough.
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.sockets, pytest.mark.slow]
 
 RICH = (Path(__file__).parent / "rich.md").read_text("utf-8")
 PHONE = {"viewport": {"width": 320, "height": 568}, "has_touch": True, "is_mobile": True}
@@ -141,6 +142,30 @@ async def test_copying_code(context: BrowserContext, page: Page, api: ScriptedSe
 
     await expect(page.locator(".copy")).to_have_text("Copied")
     assert await page.evaluate("navigator.clipboard.readText()") == "if (a < b) {\n}"
+
+
+async def test_a_language_that_is_written_from_right_to_left(page: Page, api: ScriptedServer):
+    """Its full stops and its lists are where they belong, and code and what is in another language are as they were."""
+    api.add(Script(stream_answer(events("مرحبا.\n\n- واحد\n\nIn English.\n\n```\nx = 1\n```"))))
+
+    await ask(page, "ما هو Python؟")
+
+    await ready(page)
+    assert await page.evaluate("""() => {
+        const direction = (name) => getComputedStyle(document.querySelector(name)).direction;
+        return [".question", ".answer p", ".answer ul", ".answer pre"].map(direction);
+    }""") == ["rtl", "rtl", "rtl", "ltr"]
+    # Where the first letter of the English sentence is: at its left, before the rest of it.
+    assert await page.evaluate("""() => {
+        const text = [...document.querySelectorAll(".answer > p")].at(-1).firstChild;
+        const place = (index) => {
+            const range = document.createRange();
+            range.setStart(text, index);
+            range.setEnd(text, index + 1);
+            return range.getBoundingClientRect().left;
+        };
+        return place(0) < place(text.length - 1);
+    }""")
 
 
 # --- scrolling --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from playwright.async_api import Browser, BrowserContext, Page, expect
 from aheadless.testing import Script, ScriptedServer, events, stream_answer
 from tests.bridges.page.support import answer, ask, environment, open_page, ready, serve, visitor
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.sockets]
+# "slow", as what is tested here is no Python: once is enough.
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.sockets, pytest.mark.slow]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="package")

@@ -42,6 +42,7 @@ export class Turn {
     this.element.turn = this;
     const asked = make("div", "question");
     asked.textContent = question;
+    asked.dir = this.#answer.dir = "auto"; // as its first letter is written
     this.element.append(heading("You"), asked, heading("Answer"), this.#answer, this.#note);
     this.element.classList.add("waiting");
     this.element.setAttribute("aria-busy", "true");
