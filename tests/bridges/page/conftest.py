@@ -55,7 +55,7 @@ async def context(shared: BrowserContext) -> AsyncIterator[BrowserContext]:
         await page.close()
     await first.unroute_all()
     await first.goto("about:blank")
-    await shared.set_offline(False)  # noqa: FBT003 - Playwright's signature
+    await shared.set_offline(False)
     await shared.clear_permissions()
     await shared.clear_cookies()
     assert problems == []

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
 
-from aheadless.testing import Script, ScriptedServer, chunked, events, lines, stream_answer
+from aheadless.testing import Script, chunked, events, lines, stream_answer
 from tests.support import KEY
 
 FOLDER: Final = Path(__file__).parents[3] / "docs" / "examples" / "web"
