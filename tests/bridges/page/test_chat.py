@@ -189,6 +189,42 @@ async def test_a_refusal(page: Page, api: ScriptedServer):
     await expect(answer(page)).to_have_text("Hello world")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<!DOCTYPE html>\n<p>Please sign in.</p>\n",
+        "null\n",
+        '{"type":"token","token":{"text":"x"}}\n',
+        '{"type":"start"}\n{"type":"token","token":"x"}\n{"type":"done"}\n',
+    ],
+    ids=["a page", "nothing", "no text", "no end"],
+)
+async def test_an_answer_of_another_kind(browser: Browser, url: str, body: str):
+    """Whatever answers in place of the back end: the page says so and goes on."""
+    async with await browser.new_context() as context:  # not a visitor(): what it was is in the console
+        page = await open_page(context, url)
+        await page.route("**/chat", lambda route: route.fulfill(body=body))
+        await ask(page, "Why?")
+        await expect(note(page)).to_contain_text("The page does not understand the answer.")
+        await page.unroute("**/chat")
+
+        await page.get_by_role("button", name="Ask again").click()
+
+        await expect(answer(page)).to_have_text("Hello world")
+
+
+async def test_a_failure_that_means_harm(page: Page):
+    """What the back end says of it is text, whatever it is."""
+    harm = "<img src=x onerror='globalThis.harmed = true'>"
+    line = json.dumps({"type": "error", "error": harm, "delivery": "constructor"})
+    await page.route("**/chat", lambda route: route.fulfill(body=f"{line}\n"))
+
+    await ask(page, harm)
+
+    await expect(note(page)).to_contain_text(f"{harm} Your message may have arrived all the same.")
+    assert await page.locator(".turn img").count() == 0
+
+
 async def test_nobody_knows_whether_it_arrived(page: Page, api: ScriptedServer):
     """A connection that ends without an answer: the page says so, and sends nothing by itself."""
     api.add(Script(b"", end="rst"))
