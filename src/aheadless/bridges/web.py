@@ -160,7 +160,10 @@ class ByteStream:
             return piece
 
     def stop(self) -> None:
-        """Close the upstream without waiting. Whoever reads on gets a last line that says so."""
+        """Close the upstream without waiting. Whoever reads on gets a last line that says so.
+
+        A turn that somebody else drives has nothing to close here, and goes on for whoever reads on.
+        """
         self._upstream.stop()
 
     async def aclose(self) -> None:
