@@ -27,6 +27,7 @@ from aheadless.testing import ScriptedServer
 from tests.bridges.web_apps import (
     FLOOD,
     SILENT_AFTER_A_TOKEN,
+    SILENT_BEFORE_THE_FIRST_EVENT,
     Ask,
     Browser,
     Serve,
@@ -169,7 +170,8 @@ async def test_background_task(client: ChatClient):
     await run(Starlette(routes=[Route("/ask", answer, methods=["POST"])]), use)
 
 
-async def test_server_that_says_so_by_an_error(scripted: ScriptedServer, client: ChatClient):
+@pytest.mark.parametrize("says_so", [{"http.response.body"}, {"http.response.start", "http.response.body"}])
+async def test_server_that_says_so_by_an_error(scripted: ScriptedServer, client: ChatClient, says_so: set[str]):
     """Where `send` fails for a browser that has left, as in ASGI 2.4, the answer ends and the upstream is closed."""
     scripted.add(SILENT_AFTER_A_TOKEN)
     answer = await stream_response(to_ndjson(client.chat("s").stream("Hi")))
@@ -178,8 +180,26 @@ async def test_server_that_says_so_by_an_error(scripted: ScriptedServer, client:
         await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
+        if message["type"] in says_so:
             raise ConnectionResetError
+
+    async with asyncio.timeout(30):
+        await answer({"type": "http"}, receive, send)
+
+    assert not client.chat("s").busy
+
+
+async def test_server_that_says_so_after_the_browser_has_left(scripted: ScriptedServer, client: ChatClient):
+    """That nobody takes the answer is no error when nobody is there."""
+    scripted.add(SILENT_BEFORE_THE_FIRST_EVENT)
+    answer = await stream_response(to_ndjson(client.chat("s").stream("Hi")))
+
+    async def receive() -> Any:
+        await scripted.arrived(1)
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        raise ConnectionResetError
 
     async with asyncio.timeout(30):
         await answer({"type": "http"}, receive, send)

@@ -180,6 +180,11 @@ def test_forged_cookie(place: int, character: str):
         {"origins": "https://www.example.com"},
         {"origins": ["www.example.com"]},
         {"origins": ["https://www.example.com/"]},
+        {"origins": ["https://WWW.example.com"]},
+        {"origins": ["https://www.example.com:443"]},
+        {"origins": ["http://www.example.com:80"]},
+        {"cookie": "__Host-visitor", "secure": False},
+        {"cookie": "__secure-visitor", "secure": False},
     ],
 )
 def test_unusable_setting(options: dict[str, Any]):

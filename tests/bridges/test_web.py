@@ -22,6 +22,7 @@ from aheadless import (
     ClientClosedError,
     ConfigurationError,
     ConnectError,
+    Delivery,
     Done,
     Event,
     InvalidRequestError,
@@ -306,6 +307,29 @@ async def test_stopped_turn(scripted: ScriptedServer, client: ChatClient, caplog
         "delivery": "accepted",
     }
     assert caplog.text == ""
+
+
+async def test_turn_that_was_stopped_before_it_was_asked(scripted: ScriptedServer, client: ChatClient):
+    """It is refused as what was never sent, so that the visitor may ask again without a second thought."""
+    stream = client.chat("s").stream("Hi")
+    stream.stop()
+
+    with pytest.raises(StreamStoppedError) as caught:
+        await to_ndjson(stream).open()
+
+    assert (caught.value.delivery, scripted.requests) == (Delivery.NOT_SENT, [])
+
+
+async def test_turn_that_was_read_before(client: ChatClient):
+    """What is left comes: of a reply that was read to the end, its end with the whole text."""
+    begun, ended = client.chat("s").stream("Hi"), client.chat("t").stream("Hi")
+    await begun.advance()
+    await ended
+
+    of_begun, of_ended = await read(to_ndjson(begun)), await read(to_ndjson(ended))
+
+    assert [json.loads(line)["type"] for line in of_begun.splitlines()] == ["token", "token", "done"]
+    assert [json.loads(line)["message"] for line in of_ended.splitlines()] == ["Hello world"]
 
 
 async def test_callback_that_raises(client: ChatClient):

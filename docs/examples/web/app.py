@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Body, FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 
 from aheadless import AheadlessError, ChatClient
@@ -28,12 +28,13 @@ async def messages(request: Request, response: Response) -> list[dict[str, str]]
 
 
 @app.post("/chat")
-async def ask(request: Request, body: dict[str, Any]) -> Response:
+async def ask(request: Request, body: Annotated[object, Body()]) -> Response:
     visitor = visitors.admit(request.headers, request.cookies)
     chat = client.chat(visitor.session_id)
-    if "messages" in body:  # the Vercel AI SDK posts the whole conversation
-        return await stream_response(to_ai_sdk(chat.stream(ai_sdk_message(body))), headers=visitor.headers)
-    return await stream_response(to_ndjson(chat.stream(body.get("message", ""))), headers=visitor.headers)
+    if isinstance(body, dict) and "message" in body:
+        return await stream_response(to_ndjson(chat.stream(body["message"])), headers=visitor.headers)
+    # The Vercel AI SDK posts the whole conversation.
+    return await stream_response(to_ai_sdk(chat.stream(ai_sdk_message(body))), headers=visitor.headers)
 
 
 app.mount("/", StaticFiles(directory=Path(__file__).with_name("page"), html=True))

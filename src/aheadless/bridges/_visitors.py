@@ -97,6 +97,8 @@ class Visitors:
         self._cookie = cookie if cookie is not None else "__Host-visitor" if secure else "visitor"
         if not _COOKIE_NAME.fullmatch(self._cookie):
             raise ConfigurationError(f"{snippet(repr(cookie), 80)} is no name for a cookie")
+        if not secure and self._cookie.lower().startswith(("__host-", "__secure-")):
+            raise ConfigurationError(f"browsers take a cookie {self._cookie} with secure=True alone")
         self._max_age = parse_count(max_age, "max_age", least=1)
         if samesite not in {"Lax", "Strict"}:
             raise ConfigurationError(f'samesite must be "Lax" or "Strict", not {snippet(repr(samesite), 40)}')
@@ -259,6 +261,7 @@ def _several(given: str | Secret | Sequence[str | Secret]) -> Sequence[str | Sec
 
 
 def _checked_origin(origin: str) -> str:
-    if not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+    # As browsers write it, who never send a capital letter or the port that is the scheme's own: others match nothing.
+    if not re.fullmatch(r"https?://[^/?#@\sA-Z]+", origin) or re.match(r"http:.*:80$|https:.*:443$", origin):
         raise ConfigurationError(f"{snippet(repr(origin), 80)} is no origin, such as https://www.example.com")
     return origin

@@ -87,8 +87,8 @@ class _Streamed(Response):
         if not self._begun:
             # Nobody gets it, but a BaseHTTPMiddleware fails without an answer.
             self.status_code = LEFT
-            await self._begin(send)
-            await send({"type": "http.response.body"})
+            if await self._begin(send):
+                await self._sent(send, {"type": "http.response.body"})
         if self.background is not None:
             await self.background()
 
@@ -103,15 +103,17 @@ class _Streamed(Response):
         else:
             if self._stream.empty:
                 self.status_code = 204
-        await self._begin(send)
+        if not await self._begin(send):
+            return
         async for piece in self._stream:
             if not await self._sent(send, {"type": "http.response.body", "body": piece, "more_body": True}):
                 return
         await self._sent(send, {"type": "http.response.body", "body": last})
 
-    async def _begin(self, send: Send) -> None:
+    async def _begin(self, send: Send) -> bool:
         self._begun = True
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        return await self._sent(send, start)
 
     async def _sent(self, send: Send, message: Message) -> bool:
         """Return whether it went out: False if the browser takes nothing, or has left, which some servers say so."""

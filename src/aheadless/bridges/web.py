@@ -160,7 +160,10 @@ class ByteStream:
             return piece
 
     def stop(self) -> None:
-        """Close the upstream without waiting. Whoever reads on gets a last line that says so."""
+        """Close the upstream without waiting. Whoever reads on gets a last line that says so.
+
+        A turn that somebody else drives has nothing to close here, and goes on for whoever reads on.
+        """
         self._upstream.stop()
 
     async def aclose(self) -> None:
@@ -289,10 +292,11 @@ class _Driven:
         self._stream = stream
 
     async def next_event(self) -> Event | None:
-        event = await self._stream.advance()
-        if event is None:
-            raise _stopped(self._stream)
-        return event
+        if (event := await self._stream.advance()) is not None:
+            return event
+        # What a loop over a stream does not say: that somebody has stopped it, or had read it to the end before.
+        reply = await self._stream.reply()
+        return Done(reply.text, reply.conversation_id)
 
     def stop(self) -> None:
         self._stream.stop()
@@ -342,13 +346,3 @@ class _Closable(Protocol):
 
 def _upstream(stream: Events) -> Upstream:
     return _Driven(stream) if isinstance(stream, ReplyStream) else _Followed(stream)
-
-
-def _stopped(stream: ReplyStream) -> StreamStoppedError:
-    """Return what a loop over a stream does not say: that somebody has stopped it."""
-    return StreamStoppedError(
-        "the reply was stopped",
-        delivery=Delivery.UNKNOWN if stream.conversation_id is None else Delivery.ACCEPTED,
-        session_id=stream.session_id,
-        partial=stream.snapshot,
-    )

@@ -1,4 +1,4 @@
-"""One Chromium for all tests of the page; a browser, a back end and an API of its own for each."""
+"""One Chromium for all tests of the page; cookies, a back end and an API of its own for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from aheadless.testing import ScriptedServer
-from tests.bridges.page.support import chromium, environment, open_page, serve, visitor
+from tests.bridges.page.support import chromium, environment, open_page, serve, watch
 
 # Chromium belongs to one event loop, so all of these share one.
 
@@ -35,10 +35,30 @@ async def url(api: ScriptedServer, tmp_path: Path) -> AsyncIterator[str]:
         yield url
 
 
-@pytest_asyncio.fixture(loop_scope="package")
-async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
-    async with visitor(browser) as context:
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def shared(browser: Browser) -> AsyncIterator[BrowserContext]:
+    async with await browser.new_context() as context:
+        await context.new_page()
         yield context
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def context(shared: BrowserContext) -> AsyncIterator[BrowserContext]:
+    """A browser with one empty tab, whose visitor has never been here; whatever goes wrong in its pages is a failure.
+
+    It is the same one each time: a test that changes more than its network and its permissions takes a `visitor()`.
+    """
+    problems = watch(shared)
+    yield shared
+    first, *others = shared.pages
+    for page in others:
+        await page.close()
+    await first.unroute_all()
+    await first.goto("about:blank")
+    await shared.set_offline(False)
+    await shared.clear_permissions()
+    await shared.clear_cookies()
+    assert problems == []
 
 
 @pytest_asyncio.fixture(loop_scope="package")

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
 
-from aheadless.testing import Script, ScriptedServer, chunked, events, lines, stream_answer
+from aheadless.testing import Script, chunked, events, lines, stream_answer
 from tests.support import KEY
 
 FOLDER: Final = Path(__file__).parents[3] / "docs" / "examples" / "web"
@@ -130,6 +130,16 @@ async def chromium() -> AsyncIterator[Browser]:
 async def visitor(browser: Browser, **options: object) -> AsyncIterator[BrowserContext]:
     """A browser that has never been here; whatever goes wrong in its pages is a failure."""
     context = await browser.new_context(**options)  # type: ignore[arg-type]
+    problems = watch(context)
+    try:
+        yield context
+    finally:
+        await context.close()
+    assert problems == []
+
+
+def watch(context: BrowserContext) -> list[str]:
+    """Return the list of all that goes wrong in its pages from now on."""
     problems: list[str] = []
     context.on("weberror", lambda error: problems.append(str(error.error)))
     # Chromium itself reports every refused request.
@@ -139,15 +149,13 @@ async def visitor(browser: Browser, **options: object) -> AsyncIterator[BrowserC
             problems.append(said.text) if said.type == "error" and "Failed to load resource" not in said.text else None
         ),
     )
-    try:
-        yield context
-    finally:
-        await context.close()
-    assert problems == []
+    return problems
 
 
 async def open_page(context: BrowserContext, url: str) -> Page:
-    page = await context.new_page()
+    """Open the page in the first tab, and wait until it is ready."""
+    # Another tab is another process, whose start takes longer than most of the tests.
+    page = context.pages[0] if context.pages else await context.new_page()
     await page.goto(url)
     await ready(page)
     return page
@@ -174,12 +182,11 @@ def note(page: Page) -> Locator:
 
 
 @asynccontextmanager
-async def process(api: ScriptedServer, folder: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run the back end as its page in the docs says, in a process of its own that can be killed."""
+async def killed(variables: dict[str, str], port: int) -> AsyncIterator[None]:
+    """Run the back end as its page in the docs says, in a process of its own, and kill it at the end."""
     running = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "uvicorn", "--app-dir", FOLDER, "app:app", "--port", str(port), "--ws", "none"),
-        "--timeout-graceful-shutdown=0",
-        env={**os.environ, **environment(api.url, folder)},
+        env={**os.environ, **variables},
         stderr=asyncio.subprocess.PIPE,
     )
     assert running.stderr is not None
@@ -187,8 +194,7 @@ async def process(api: ScriptedServer, folder: Path, port: int) -> AsyncIterator
         async with asyncio.timeout(60):
             while b"running on" not in (line := await running.stderr.readline()):
                 assert line, "uvicorn ended"
-        yield running
+        yield
     finally:
-        if running.returncode is None:
-            running.kill()
+        running.kill()
         await running.communicate()

