@@ -57,6 +57,8 @@ def _create_app(api: API) -> web.Application:
         api.add_headers(request, response)
 
     app = web.Application(middlewares=[answer], handler_args={"logger": ServerLog()})
+    # Never called, but what has no route costs: aiohttp makes a refusal and a chain of handlers for each such request.
+    app.router.add_route("*", "/{path:.*}", api.handle)
     app.on_response_prepare.append(add_headers)
     app.cleanup_ctx.append(api.life)
     app.on_shutdown.append(api.drain)
