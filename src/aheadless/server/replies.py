@@ -51,11 +51,14 @@ class RunningReply:
     def add(self, event: Event) -> None:
         """Append an event."""
         self._events.append(event)
-        if isinstance(event, Done | Failure):
-            self._end.set()
         if self._changed is not None:
             self._changed.set()
             self._changed = None
+
+    def end(self, event: Done | Failure) -> None:
+        """Append the last event."""
+        self.add(event)
+        self._end.set()
 
     async def event(self, number: int) -> Event:
         """Return an event by its number, from 0, as soon as it is there. The last one is Done or Failure.
@@ -127,7 +130,7 @@ class Replies:
             async with asyncio.timeout(self._reply_timeout):
                 text = await self._generate(reply, history)
             await self._storage.add_reply(conversation_id, text)
-            reply.add(Done(text, conversation_id))
+            reply.end(Done(text, conversation_id))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as exc:
@@ -136,7 +139,7 @@ class Replies:
             logger.debug("the failure", exc_info=exc)
         finally:
             if not reply.ended:
-                reply.add(Failure(INTERNAL_ERROR))
+                reply.end(Failure(INTERNAL_ERROR))
 
     async def _generate(self, reply: RunningReply, history: Sequence[Message]) -> str:
         """Return the whole reply, as it is to be stored, after its tokens were added."""
