@@ -6,7 +6,6 @@ import asyncio
 import re
 import secrets
 import sqlite3
-import string
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -53,9 +52,6 @@ CREATE INDEX messages_by_conversation ON messages (conversation_id, number);
 _CONVERSATION_FIELDS: Final = ("_creationTime", "_id", "createdAt", "lastMessage", "sessionId", "updatedAt")
 _MESSAGE_FIELDS: Final = ("_creationTime", "_id", "content", "conversationId", "createdAt", "role")
 
-_ALPHABET: Final = string.ascii_lowercase + string.digits
-_SIGNS: Final = _ALPHABET.encode("ascii") * 7 + bytes(4)
-_LEFT_OVER: Final = bytes(range(252, 256))
 _ID: Final = re.compile(r"[a-z0-9]{32}")
 
 # What waits while a transaction is made goes into the next one together. With more, the first would wait too long.
@@ -323,13 +319,11 @@ def _message(role: str, text: str, created_at: int) -> Message:
 
 
 def _first_units(text: str, units: int) -> str:
+    if text.isascii():
+        return text[:units]
     # Cut as JavaScript cuts; half of an emoji becomes U+FFFD.
     return text.encode("utf-16-le")[: 2 * units].decode("utf-16-le", "replace")
 
 
 def _new_id(first: str) -> str:
-    while True:
-        # Seven bytes stand for each sign; the few others are thrown away, and 31 of 48 are left nearly always.
-        signs = secrets.token_bytes(48).translate(_SIGNS, delete=_LEFT_OVER)
-        if len(signs) >= 31:  # noqa: PLR2004 - 32 with the first
-            return first + signs[:31].decode("ascii")
+    return first + secrets.token_hex(16)[1:]  # 32 small letters and digits, protocol.md §4
