@@ -184,7 +184,6 @@ class API:
         try:
             await response.prepare(request)
             await response.send_events(reply)
-            await response.write_eof()
         except ConnectionError:
             # The reply goes on without its reader (protocol.md §3.4).
             logger.debug("a client left its stream")
@@ -261,6 +260,7 @@ class _EventStream(web.StreamResponse):
     def __init__(self, request: web.Request) -> None:
         super().__init__(headers=STREAM_HEADERS)
         self._chunks = request.version >= HttpVersion11
+        self._last_chunk = b"0\r\n\r\n" if self._chunks else b""
         if self._chunks:
             self.headers[hdrs.TRANSFER_ENCODING] = "chunked"
         else:
@@ -276,16 +276,14 @@ class _EventStream(web.StreamResponse):
         while True:
             events = await reply.events(sent)
             sent += len(events)
-            ended = isinstance(events[-1], Done | Failure)
-            await self.write(self._framed([encode_event(event) for event in events], ended=ended))
-            if ended:
+            data = b"".join([self._framed(encode_event(event)) for event in events])
+            if isinstance(events[-1], Done | Failure):
+                await self.write_eof(data + self._last_chunk)
                 return
+            await self.write(data)
 
-    def _framed(self, lines: list[bytes], *, ended: bool) -> bytes:
-        if not self._chunks:
-            return b"".join(lines)
-        chunks = b"".join([b"%x\r\n%b\r\n" % (len(line), line) for line in lines])
-        return chunks + b"0\r\n\r\n" if ended else chunks
+    def _framed(self, line: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(line), line) if self._chunks else line
 
 
 def _path(request: web.Request) -> str:
