@@ -1,5 +1,8 @@
 """The embedded server, and the same application on plain aiohttp.web that stores nothing and limits nobody.
 
+Both ask the same engine. A third kind, "unstored", is the embedded server with nothing behind its storage: what it
+costs more than the plain one is what the API costs, and what the first one costs more than it is what SQLite costs.
+
 `python -m benchmarks.servers <kind>` serves until its standard input ends; `measured(kind, …)` puts it under load.
 """
 
@@ -11,16 +14,20 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from aiohttp import web
 
 from aheadless import Message
 from aheadless.server import ServerSettings, run_server
+from aheadless.server.storage import Storage
 from benchmarks.measure import pin, raise_file_limit
 
-KINDS = ("aheadless", "plain")
+KINDS = ("aheadless", "unstored", "plain")
+CONVERSATION = "c" * 32
 KEY = "benchmark-key-0123456789abcdef"
 TOKENS = [f"token{number} " for number in range(20)]
 CONNECTIONS = 32
@@ -32,6 +39,16 @@ class Twenty:
     async def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
         for token in TOKENS:
             yield token
+
+
+class Forgetful(Storage):
+    """Stores nothing."""
+
+    async def add_question(self, session_id: str, text: str) -> tuple[str, list[Message]]:
+        return CONVERSATION, [Message("user", text, created_at=datetime.now(timezone.utc))]
+
+    async def add_reply(self, conversation_id: str, text: str) -> None:
+        pass
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------
@@ -72,20 +89,26 @@ async def asked(request: web.Request) -> str:
     return str(body["message"])
 
 
+def line(event: dict[str, str]) -> bytes:
+    return json.dumps(event).encode() + b"\n"
+
+
 async def plain_reply(request: web.Request) -> web.Response:
     await asked(request)
-    return web.json_response({"conversationId": "c" * 32, "message": "".join(TOKENS).strip()})
+    text = "".join([token async for token in Twenty().reply([])]).strip()
+    return web.json_response({"conversationId": CONVERSATION, "message": text})
 
 
 async def plain_stream(request: web.Request) -> web.StreamResponse:
     await asked(request)
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
     await response.prepare(request)
-    await response.write(b'{"type":"start","conversationId":"%b"}\n' % (b"c" * 32))
-    for token in TOKENS:
-        await response.write(json.dumps({"type": "token", "token": token}).encode() + b"\n")
-    done = {"type": "done", "message": "".join(TOKENS).strip(), "conversationId": "c" * 32}
-    await response.write(json.dumps(done).encode() + b"\n")
+    await response.write(line({"type": "start", "conversationId": CONVERSATION}))
+    tokens = []
+    async for token in Twenty().reply([]):
+        tokens.append(token)
+        await response.write(line({"type": "token", "token": token}))
+    await response.write(line({"type": "done", "message": "".join(tokens).strip(), "conversationId": CONVERSATION}))
     await response.write_eof()
     return response
 
@@ -170,4 +193,5 @@ def measured(kind: str, *, turns: int, streams: int) -> dict[str, float]:
 if __name__ == "__main__":
     pin(1)
     raise_file_limit()
-    asyncio.run(serve_ours() if sys.argv[1] == "aheadless" else serve_plain())
+    with patch("aheadless.server.api.Storage", Forgetful if sys.argv[1] == "unstored" else Storage):
+        asyncio.run(serve_plain() if sys.argv[1] == "plain" else serve_ours())

@@ -58,6 +58,20 @@ async def roles(storage: Storage) -> list[object]:
     return [message["role"] for message in thread["messages"]]
 
 
+async def test_a_reader_that_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets what is there at once, but only so much that nobody waits long for its being encoded."""
+    monkeypatch.setattr(replies, "MAX_READ", 3)
+    reply = RunningReply()
+    written: list[Event] = [Start("c"), *map(Token, "abc"), Done("abc", "c")]
+    for event in written[:-1]:
+        reply.add(event)
+    reply.end(Done("abc", "c"))
+
+    assert await reply.events(0) == written[:3]
+    assert await reply.events(3) == written[3:]
+    assert await reply.last_event() == written[-1]
+
+
 async def test_start_is_read_before_the_model_is_asked(storage: Storage) -> None:
     """Even an engine that blocks the event loop cannot keep a reader from its start."""
     seen: list[str] = []

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aheadless import StoreError
+from aheadless import Message, StoreError
 from aheadless.exceptions import Delivery
 from aheadless.server import storage as module
 from aheadless.server.storage import Storage, _first_units
@@ -161,6 +161,133 @@ async def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     await storage.aclose()
 
 
+def statements(storage: Storage) -> list[str]:
+    """Return a list that grows by what the worker asks the database to do."""
+    said: list[str] = []
+    storage._worker.submit(storage._connection.set_trace_callback, said.append).result()
+    return said
+
+
+async def questions(storage: Storage, *texts: str) -> list[tuple[str, list[Message]] | BaseException]:
+    """Ask all at once, each in a session of its own."""
+    asked = [storage.add_question(f"s{number}", text) for number, text in enumerate(texts)]
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_calls_that_come_together() -> None:
+    """Are carried out in one transaction, in their order."""
+    storage = await Storage.open(":memory:")
+    said = statements(storage)
+
+    histories = await asyncio.gather(*(storage.add_question("s", str(number)) for number in range(5)))
+    await storage.aclose()
+
+    assert [[message.text for message in history] for _, history in histories] == [
+        [str(number) for number in range(newest + 1)] for newest in range(5)
+    ]
+    assert [text for text in said if text.startswith(("BEGIN", "COMMIT"))] == ["BEGIN IMMEDIATE", "COMMIT"]
+
+
+async def test_more_calls_than_fit_in_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for the next one; those that only read take no lock."""
+    monkeypatch.setattr(module, "MAX_BATCH", 3)
+    storage = await Storage.open(":memory:")
+    said = statements(storage)
+
+    writing = [storage.add_question("s", text) for text in "abcd"]
+    reading = [storage.conversations(1) for _ in range(4)]
+    await asyncio.gather(*writing, *reading)
+    await storage.aclose()
+
+    assert [text for text in said if text.startswith("BEGIN")] == ["BEGIN IMMEDIATE", "BEGIN IMMEDIATE", "BEGIN"]
+
+
+async def test_what_is_answered_is_committed(tmp_path: Path) -> None:
+    """Another process sees a message as soon as the call that stored it returns, whatever else is under way."""
+    path = tmp_path / "chat.db"
+    storage = await Storage.open(path)
+
+    with database(path) as other:
+        for asked in asyncio.as_completed([storage.add_question(f"s{number}", "Hi") for number in range(20)]):
+            conversation_id, _ = await asked
+            found = other.execute("SELECT count(*) FROM messages WHERE conversation_id = ?", (conversation_id,))
+            assert found.fetchone() == (1,)
+    await storage.aclose()
+
+
+async def test_one_of_many_that_fails(tmp_path: Path) -> None:
+    """Fails alone, also for a reason that is not the database's; the others are stored, once."""
+    path = tmp_path / "chat.db"
+    storage = await Storage.open(path)
+    with database(path) as other:
+        other.execute(
+            "CREATE TRIGGER bad BEFORE INSERT ON messages WHEN NEW.content = 'bad'"
+            " BEGIN SELECT RAISE(FAIL, 'a bad one'); END"
+        )
+
+    results, odd = await asyncio.gather(
+        questions(storage, "good", "bad", "better"),
+        asyncio.gather(storage.add_question("\ud83d", "a session that cannot be encoded"), return_exceptions=True),
+    )
+
+    assert [type(result) for result in results] == [tuple, StoreError, tuple]
+    assert isinstance(odd[0], UnicodeEncodeError)
+    with database(path) as other:
+        assert other.execute("SELECT content FROM messages ORDER BY number").fetchall() == [("good",), ("better",)]
+        assert other.execute("SELECT session_id FROM conversations").fetchall() == [("s0",), ("s2",)]
+    await storage.aclose()
+
+
+async def test_a_full_disk(tmp_path: Path) -> None:
+    """What still fits is stored."""
+    storage = await Storage.open(tmp_path / "chat.db")
+    storage._worker.submit(storage._connection.execute, "PRAGMA max_page_count = 20").result()
+
+    results = await questions(storage, "Hi", "long" * 50_000, "ho")
+
+    assert [type(result) for result in results] == [tuple, StoreError, tuple]
+    assert "full" in str(results[1])
+    assert (await storage.conversations(10))["total"] == 2
+    await storage.aclose()
+
+
+async def test_many_while_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait together, not one after the other, and each is told."""
+    monkeypatch.setattr(module, "BUSY_TIMEOUT", 0.01)
+    path = tmp_path / "chat.db"
+    storage = await Storage.open(path)
+    said = statements(storage)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    results = await questions(storage, *"abc")
+    other.close()
+
+    assert [str(result) for result in results] == ["the database failed: database is locked"] * 3
+    assert len({id(result) for result in results}) == 3
+    assert said == ["BEGIN IMMEDIATE"]
+    await storage.add_question("s", "Hi")
+    await storage.aclose()
+
+
+async def test_closed_while_calls_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came before is stored; what comes later is refused."""
+    monkeypatch.setattr(module, "MAX_BATCH", 2)
+    path = tmp_path / "chat.db"
+    storage = await Storage.open(path)
+    tasks = [asyncio.create_task(storage.add_question(f"s{number}", "Hi")) for number in range(5)]
+    await asyncio.sleep(0)
+
+    await storage.aclose()
+
+    with database(path) as other:
+        assert other.execute("SELECT count(*) FROM messages").fetchone() == (5,)
+    assert len([await task for task in tasks]) == 5
+    with pytest.raises(StoreError, match="closed") as caught:
+        await storage.conversations(1)
+    assert caught.value.delivery is Delivery.NOT_SENT
+
+
 async def test_calls_that_are_cancelled(tmp_path: Path) -> None:
     """The worker finishes what it has begun, and begins nothing that nobody wants any more."""
     path, begun, loop = tmp_path / "chat.db", asyncio.Event(), asyncio.get_running_loop()
@@ -170,8 +297,10 @@ async def test_calls_that_are_cancelled(tmp_path: Path) -> None:
     ).result()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    tasks = [asyncio.create_task(storage.add_question(session, "Hi")) for session in ("first", "second")]
+    tasks = [asyncio.create_task(storage.add_question("first", "Hi"))]
     await begun.wait()
+    tasks.append(asyncio.create_task(storage.add_question("second", "Hi")))
+    await asyncio.sleep(0)
 
     for task in tasks:
         task.cancel()

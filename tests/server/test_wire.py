@@ -443,6 +443,21 @@ async def test_a_client_that_does_not_read(serve: Serve) -> None:
         assert json.loads((await ask(server.url, post())).body)["message"] == "hello"
 
 
+async def test_a_client_that_reads_late(serve: Serve) -> None:
+    """It gets all, each event in a chunk of its own although they were sent together, and can ask again."""
+    server = await serve(engine=ScriptedEngine(["é" * 2000] * 250, ["hello"]))
+
+    async with connect(server.url) as late:
+        late.writer.write(post("/v1/chat/stream"))
+        assert [role for role, _ in await stored(server.url)] == ["user", "assistant"]
+        answer = await late.answer()
+        assert await late.is_open()
+
+    lines = answer.body.splitlines(keepends=True)
+    assert [event["type"] for event in answer.events] == ["start", *["token"] * 250, "done"]
+    assert answer.chunk_sizes == [len(line) for line in lines]
+
+
 async def test_tokens_arrive_one_by_one(serve: Serve) -> None:
     """Each is sent when the model gives it: here none is given before the one before it was read."""
     gates = [asyncio.Event() for _ in range(3)]

@@ -201,7 +201,11 @@ def _json_kind(value: object) -> str:
 
 def encode_reply(reply: JSONReply) -> bytes:
     """Return the body of a JSON reply."""
-    return _encode({"conversationId": reply.conversation_id, "message": reply.text})
+    data = {"conversationId": reply.conversation_id, "message": reply.text}
+    try:
+        return _encode_known(data)
+    except UnicodeEncodeError:
+        return _encode(data)
 
 
 def decode_reply(body: bytes) -> JSONReply:

@@ -28,8 +28,9 @@ __all__ = ["RunningServer", "create_app", "run_server"]
 # The replies have ended by then; what is left is to write their last events to clients that read.
 LAST_WORDS = 1.0  # seconds
 
-# Connections that wait to be accepted; aiohttp's own number.
-BACKLOG = 128
+# Connections that wait to be accepted. Clients of a bot that starts come all at once, and the system has one for which
+# there is no place here try again only after a second.
+BACKLOG = 1024
 
 # Two connections for each reply, one on which it is read and one that idles, and some for all else. Without a limit a
 # flood of them, each with its buffers, could fill the memory, although one that idles is closed after 6 s.
@@ -57,6 +58,8 @@ def _create_app(api: API) -> web.Application:
         api.add_headers(request, response)
 
     app = web.Application(middlewares=[answer], handler_args={"logger": ServerLog()})
+    # Never called, but what has no route costs: aiohttp makes a refusal and a chain of handlers for each such request.
+    app.router.add_route("*", "/{path:.*}", api.handle)
     app.on_response_prepare.append(add_headers)
     app.cleanup_ctx.append(api.life)
     app.on_shutdown.append(api.drain)

@@ -39,6 +39,15 @@ _CHARSETS: Final = frozenset({"utf-8", "utf-16", "utf-16le", "utf-16be"})
 _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _FIELDS: Final = frozenset({"sessionId", "message"})
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+_CONTAINER: Final = re.compile(r"[ \t\r\n]*[{\[]")
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+# An unknown field may hold a number of any length; as a float it costs nothing.
+_JSON: Final = json.JSONDecoder(parse_constant=_refuse, parse_int=float)
 
 
 class Room:
@@ -77,17 +86,19 @@ async def read_body(request: web.Request, *, inflated: bool, room: Room) -> obje
     if not request.can_read_body:
         return {}
     with room.share() as may_hold:
-        return await _bounded(_read_body(request, inflated=inflated, may_hold=may_hold))
+        return await _bounded(request, _read_body(request, inflated=inflated, may_hold=may_hold))
 
 
 async def discard_body(request: web.Request) -> None:
     """Take in a body that nobody wants, so that the connection stays usable. Raises Refusal: 400 or 408."""
     if request.can_read_body:
-        await _bounded(_drain(request))
+        await _bounded(request, _drain(request))
 
 
-async def _bounded(reading: Awaitable[T]) -> T:
+async def _bounded(request: web.Request, reading: Awaitable[T]) -> T:
     try:
+        if request.content.is_eof():
+            return await reading  # all of it is here, as nearly always, so no time is needed
         async with asyncio.timeout(UPLOAD_TIMEOUT):
             return await reading
     except TimeoutError:
@@ -126,14 +137,10 @@ def parse_body(data: bytes, charset: str = "utf-8") -> object:
     if not data:
         return {}
     text = data.decode(charset, "replace").removeprefix("\ufeff")
-    if not re.match(r"[ \t\r\n]*[{\[]", text):
+    if not _CONTAINER.match(text):
         raise ValueError("neither an object nor an array")
-    # An unknown field may hold a number of any length; as a float it costs nothing.
-    return json.loads(text, parse_constant=_refuse, parse_int=float)
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    payload: object = _JSON.decode(text)
+    return payload
 
 
 class Inflater:

@@ -28,6 +28,9 @@ logger: logging.Logger = logging.getLogger("aheadless.server")
 MAX_REPLY: Final = 1024 * 1024  # characters
 MAX_TOKENS: Final = 200_000
 
+# Events that a reader gets at once: enough to be cheap, few enough to encode without holding up anybody.
+MAX_READ: Final = 100
+
 # What a cancelled engine gets for its own cleaning up.
 CANCEL_GRACE: Final = 1.0  # seconds
 
@@ -37,32 +40,44 @@ class RunningReply:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None  # made by who waits for it: of most events nobody has to be told
+        self._end = asyncio.Event()
 
     @property
     def ended(self) -> bool:
         """Whether the last event is there."""
-        return bool(self._events) and isinstance(self._events[-1], Done | Failure)
+        return self._end.is_set()
 
     def add(self, event: Event) -> None:
         """Append an event."""
         self._events.append(event)
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    def end(self, event: Done | Failure) -> None:
+        """Append the last event."""
+        self.add(event)
+        self._end.set()
 
     async def event(self, number: int) -> Event:
         """Return an event by its number, from 0, as soon as it is there. The last one is Done or Failure.
 
         A Failure as the very first means that nothing was stored, or at least that nobody can tell.
         """
+        return (await self.events(number))[0]
+
+    async def events(self, number: int) -> list[Event]:
+        """Return the event of this number and those after it that are there, up to 100, as soon as it is there."""
         while number >= len(self._events):
+            if self._changed is None:
+                self._changed = asyncio.Event()
             await self._changed.wait()
-        return self._events[number]
+        return self._events[number : number + MAX_READ]
 
     async def last_event(self) -> Event:
         """Return the last event when the reply has ended."""
-        while not self.ended:
-            await self._changed.wait()
+        await self._end.wait()
         return self._events[-1]
 
 
@@ -115,7 +130,7 @@ class Replies:
             async with asyncio.timeout(self._reply_timeout):
                 text = await self._generate(reply, history)
             await self._storage.add_reply(conversation_id, text)
-            reply.add(Done(text, conversation_id))
+            reply.end(Done(text, conversation_id))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as exc:
@@ -124,7 +139,7 @@ class Replies:
             logger.debug("the failure", exc_info=exc)
         finally:
             if not reply.ended:
-                reply.add(Failure(INTERNAL_ERROR))
+                reply.end(Failure(INTERNAL_ERROR))
 
     async def _generate(self, reply: RunningReply, history: Sequence[Message]) -> str:
         """Return the whole reply, as it is to be stored, after its tokens were added."""

@@ -6,7 +6,6 @@ import asyncio
 import re
 import secrets
 import sqlite3
-import string
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -53,9 +52,6 @@ CREATE INDEX messages_by_conversation ON messages (conversation_id, number);
 _CONVERSATION_FIELDS: Final = ("_creationTime", "_id", "createdAt", "lastMessage", "sessionId", "updatedAt")
 _MESSAGE_FIELDS: Final = ("_creationTime", "_id", "content", "conversationId", "createdAt", "role")
 
-_ALPHABET: Final = string.ascii_lowercase + string.digits
-_SIGNS: Final = _ALPHABET.encode("ascii") * 7 + bytes(4)
-_LEFT_OVER: Final = bytes(range(252, 256))
 _ID: Final = re.compile(r"[a-z0-9]{32}")
 
 # What waits while a transaction is made goes into the next one together. With more, the first would wait too long.
@@ -76,15 +72,18 @@ class _Job:
 class Storage:
     """Open with :meth:`open`, end with :meth:`aclose`. Every failure of the database is a StoreError.
 
-    Each call is in a transaction, whole or not at all, and returns when that is committed. Calls that come while one is
-    made share the next one. A call that is cancelled is still carried out if the worker has begun it.
+    Each call is in a transaction, whole or not at all, and returns when that is committed. Calls that come together, or
+    while a transaction is made, share the next one; if one of them cannot be done, it fails alone. A call that is
+    cancelled is still carried out if the worker has begun it.
     """
 
     def __init__(self, connection: sqlite3.Connection, worker: ThreadPoolExecutor) -> None:
         self._connection = connection
         self._worker = worker
         self._waiting: deque[_Job] = deque()
-        self._working = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
 
     @classmethod
     async def open(cls, path: str | Path) -> Storage:
@@ -119,71 +118,77 @@ class Storage:
         return await self._run("BEGIN", lambda: self._conversation(conversation_id))
 
     async def aclose(self) -> None:
-        """Close the database after what is under way."""
+        """Close the database after what is under way and what waits; calls that come later are refused."""
+        self._closed = True
         try:
+            await self._idle.wait()
             await asyncio.get_running_loop().run_in_executor(self._worker, self._connection.close)
         finally:
             self._worker.shutdown(wait=False)
 
     async def _run(self, begin: Begin, work: Callable[[], T]) -> T:
-        job = _Job(begin, work, asyncio.get_running_loop().create_future())
+        if self._closed:
+            raise StoreError("the database is closed", delivery=Delivery.NOT_SENT)
+        loop = asyncio.get_running_loop()
+        job = _Job(begin, work, loop.create_future())
         self._waiting.append(job)
-        if not self._working:
-            self._start()
+        if self._idle.is_set():
+            self._idle.clear()
+            # Not at once: others that are ready now come into the same transaction. To wake the worker, and to be woken
+            # by it, costs as much as what it does for one call.
+            loop.call_soon(self._start)
         result: T = await job.done
         return result
 
     def _start(self) -> None:
         """Give the worker what waits."""
-        jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]
-        jobs = [job for job in jobs if not job.done.cancelled()]
-        self._working = bool(jobs)
+        jobs: list[_Job] = []
+        while self._waiting and len(jobs) < MAX_BATCH:
+            job = self._waiting.popleft()
+            if not job.done.cancelled():
+                jobs.append(job)
         if jobs:
             transaction = asyncio.get_running_loop().run_in_executor(self._worker, self._transact, jobs)
             transaction.add_done_callback(partial(self._settle, jobs))
+        else:
+            self._idle.set()
 
     def _settle(self, jobs: list[_Job], transaction: asyncio.Future[list[object]]) -> None:
         """Tell those who wait, and go on with what has come meanwhile."""
-        failure = transaction.exception()
-        for job, result in zip(jobs, [failure] * len(jobs) if failure else transaction.result(), strict=True):
+        for job, result in zip(jobs, transaction.result(), strict=True):
             if job.done.cancelled():
                 continue
-            if isinstance(result, BaseException):
+            if isinstance(result, Exception):
                 job.done.set_exception(result)
             else:
                 job.done.set_result(result)
-        self._start()
+        # Those who were told now go first: what they want next is in the next transaction.
+        asyncio.get_running_loop().call_soon(self._start)
 
     def _transact(self, jobs: list[_Job]) -> list[object]:
-        """Do the jobs in one transaction; if that fails, each in its own, so that only what is to blame fails."""
+        """Do the jobs in one transaction, and return what each gives, or why it failed; never raises.
+
+        If one fails, each is done in a transaction of its own, so that only what is to blame fails.
+        """
         begin: Begin = "BEGIN" if all(job.begin == "BEGIN" for job in jobs) else "BEGIN IMMEDIATE"
         try:
-            with self._connection:  # commits, or rolls back
-                self._connection.execute(begin)
-                return [job.work() for job in jobs]
+            self._connection.execute(begin)
         except sqlite3.Error as exc:
-            if len(jobs) > 1:
-                return [self._alone(job) for job in jobs]
-            raise StoreError(f"the database failed: {exc}", delivery=Delivery.UNKNOWN) from exc
-
-    def _alone(self, job: _Job) -> object:
+            # No job is to blame. Most likely another process holds the lock, for which each alone would wait anew.
+            return [_failure(exc) for _ in jobs]
         try:
-            return self._transact([job])[0]
-        except StoreError as exc:
-            return exc
+            with self._connection:  # commits, or rolls back
+                return [job.work() for job in jobs]
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is for who waits for this job
+            if len(jobs) == 1:
+                return [_failure(exc) if isinstance(exc, sqlite3.Error) else exc]
+        return [result for job in jobs for result in self._transact([job])]
 
     def _add_question(self, session_id: str, text: str) -> tuple[str, list[Message]]:
         row = self._connection.execute("SELECT id FROM conversations WHERE session_id = ?", (session_id,)).fetchone()
         if row is None:
-            now = time.time() * 1000
-            conversation_id = _new_id("j")
-            self._connection.execute(
-                "INSERT INTO conversations (creation_time, id, created_at, last_message, session_id, updated_at)"
-                " VALUES (?, ?, ?, '', ?, ?)",
-                (now, conversation_id, int(now), session_id, int(now)),
-            )
-        else:
-            conversation_id = row[0]
+            return self._add_conversation(session_id, text)
+        conversation_id = row[0]
         self._add(conversation_id, "user", text)
         rows = self._connection.execute(
             "SELECT role, content, created_at FROM messages WHERE conversation_id = ? ORDER BY number DESC LIMIT ?",
@@ -191,17 +196,32 @@ class Storage:
         ).fetchall()
         return conversation_id, [_message(*row) for row in reversed(rows)]
 
-    def _add(self, conversation_id: str, role: Role, text: str) -> None:
+    def _add_conversation(self, session_id: str, text: str) -> tuple[str, list[Message]]:
         text = join_surrogates(text)  # SQLite stores no halves
         now = time.time() * 1000
+        conversation_id = _new_id("j")
+        self._connection.execute(
+            "INSERT INTO conversations (creation_time, id, created_at, last_message, session_id, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (now, conversation_id, int(now), _first_units(text, LAST_MESSAGE_UNITS), session_id, int(now)),
+        )
+        self._add_message(conversation_id, "user", text, now)
+        return conversation_id, [_message("user", text, int(now))]
+
+    def _add(self, conversation_id: str, role: Role, text: str) -> None:
+        text = join_surrogates(text)
+        now = time.time() * 1000
+        self._add_message(conversation_id, role, text, now)
+        self._connection.execute(
+            "UPDATE conversations SET updated_at = ?, last_message = ? WHERE id = ?",
+            (int(now), _first_units(text, LAST_MESSAGE_UNITS), conversation_id),
+        )
+
+    def _add_message(self, conversation_id: str, role: Role, text: str, now: float) -> None:
         self._connection.execute(
             "INSERT INTO messages (id, conversation_id, role, content, creation_time, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             (_new_id("k"), conversation_id, role, text, now, int(now)),
-        )
-        self._connection.execute(
-            "UPDATE conversations SET updated_at = ?, last_message = ? WHERE id = ?",
-            (int(now), _first_units(text, LAST_MESSAGE_UNITS), conversation_id),
         )
 
     def _conversations(self, limit: int) -> dict[str, object]:
@@ -230,6 +250,12 @@ class Storage:
             "conversation": _named(_CONVERSATION_FIELDS, row),
             "messages": [_named(_MESSAGE_FIELDS, message) for message in rows],
         }
+
+
+def _failure(cause: sqlite3.Error) -> StoreError:
+    failure = StoreError(f"the database failed: {cause}", delivery=Delivery.UNKNOWN)
+    failure.__cause__ = cause
+    return failure
 
 
 def _connect(path: str | Path) -> sqlite3.Connection:
@@ -293,13 +319,11 @@ def _message(role: str, text: str, created_at: int) -> Message:
 
 
 def _first_units(text: str, units: int) -> str:
+    if text.isascii():
+        return text[:units]
     # Cut as JavaScript cuts; half of an emoji becomes U+FFFD.
     return text.encode("utf-16-le")[: 2 * units].decode("utf-16-le", "replace")
 
 
 def _new_id(first: str) -> str:
-    while True:
-        # Seven bytes stand for each sign; the few others are thrown away, and 31 of 48 are left nearly always.
-        signs = secrets.token_bytes(48).translate(_SIGNS, delete=_LEFT_OVER)
-        if len(signs) >= 31:  # noqa: PLR2004 - 32 with the first
-            return first + signs[:31].decode("ascii")
+    return first + secrets.token_hex(16)[1:]  # 32 small letters and digits, protocol.md §4
