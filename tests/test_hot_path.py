@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from aheadless import ChatClient, Token
+from aheadless.protocol.codec import decode_tokens
 from aheadless.testing import Script, ScriptedServer, events, stream_answer
 from tests.conftest import MakeClient
 
@@ -69,17 +70,14 @@ async def test_on_token(client: ChatClient) -> None:
 
 async def test_the_decoder_is_asked_once_a_block(client: ChatClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many tokens a block has."""
-    import aheadless.protocol.turn as module
-
     blocks: list[int] = []
-    decode = module.decode_tokens
 
     def counted(block: bytes) -> list[Token]:
-        tokens = decode(block)
+        tokens = decode_tokens(block)
         blocks.append(len(tokens))
         return tokens
 
-    monkeypatch.setattr(module, "decode_tokens", counted)
+    monkeypatch.setattr("aheadless.protocol.turn.decode_tokens", counted)
 
     await client.chat("s").stream("Hi")
 
