@@ -182,6 +182,7 @@ class DiscordPlatform:
         mentions: int | None = None,
         is_bot: bool = False,
         kind: int = 0,
+        reply_to: Posted | None = None,
     ) -> int:
         """Write a message as a person, or as another bot; return its id."""
         content = f"<@{BOT}> {text}".rstrip() if mention else text
@@ -189,6 +190,13 @@ class DiscordPlatform:
         self.messages[posted.id] = posted
         mentioned = [_user(BOT, is_bot=True)] if mention else [_user(mentions)] if mentions else []
         data = self._message(posted, mentions=mentioned, is_bot=is_bot, kind=kind)
+        if reply_to is not None:
+            of_bot = self._message(reply_to, is_bot=reply_to.author == BOT)
+            data |= {
+                "type": 19,
+                "message_reference": {"message_id": str(reply_to.id), "channel_id": str(channel)},
+                "referenced_message": of_bot,
+            }
         if channel != DM:
             data |= {"guild_id": str(GUILD), "member": _member()}
         self._dispatch("MESSAGE_CREATE", data)
