@@ -37,6 +37,7 @@ from aheadless.testing import Script, ScriptedServer, events, json_answer, strea
 from tests.bridges.discord_platform import (
     ASKER,
     BOT,
+    BOT_ROLE,
     CHANNEL,
     DM,
     GUILD,
@@ -662,6 +663,16 @@ async def test_reply_that_mentions_nobody(platform: DiscordPlatform, cog: Any):
     await settled(platform, texts=["Hello", "Hello"])
 
     assert asked(engine) == [["Hi"], ["Hi", "And you?"]]
+
+
+async def test_mention_of_the_role_of_the_bot(platform: DiscordPlatform, cog: Any):
+    """It has the bot's name, and people take the one for the other."""
+    engine = await cog(["Hello"])
+    platform.say(f"<@&{GUILD}> who are you?", roles=[GUILD])
+    platform.say(f"<@&{BOT_ROLE}> who are you?", roles=[BOT_ROLE])
+    await settled(platform, texts=["Hello"])
+
+    assert asked(engine) == [["who are you?"]]
 
 
 async def test_sessions(platform: DiscordPlatform, cog: Any):

@@ -206,11 +206,17 @@ async def _is_asked(message: discord.Message) -> bool:
         return False
     if isinstance(message.channel, discord.DMChannel) or bot.user in message.mentions:
         return True
-    if not (_is_reply_to(bot.user, message) or _goes_on(message)):
+    if not (_names_role(message) or _is_reply_to(bot.user, message) or _goes_on(message)):
         return False
     if not message.content and not bot.intents.message_content:
         logger.warning("what does not mention the bot cannot be read: it needs the message content intent")
     return bool(message.content)
+
+
+def _names_role(message: discord.Message) -> bool:
+    """Whether a message mentions the role that the bot alone has, which Discord's app offers by the same name."""
+    role = None if message.guild is None else message.guild.self_role
+    return role is not None and role in message.role_mentions
 
 
 def _is_reply_to(user: discord.ClientUser, message: discord.Message) -> bool:
@@ -229,8 +235,10 @@ _SPOKEN: Final = (discord.MessageType.default, discord.MessageType.reply)
 
 def _question(message: discord.Message) -> str:
     """Return what is asked: the text without the mention of the bot."""
-    me = message._state.self_id  # noqa: SLF001 - as above
-    return re.sub(rf"<@!?{me}>", "", message.content).strip()
+    names = [f"<@!?{message._state.self_id}>"]  # noqa: SLF001 - as above
+    if message.guild is not None and message.guild.self_role is not None:
+        names.append(f"<@&{message.guild.self_role.id}>")
+    return re.sub("|".join(names), "", message.content).strip()
 
 
 async def _say(message: discord.Message, text: str) -> None:
