@@ -413,7 +413,7 @@ async def test_bot_is_blocked(caplog):
             await asyncio.sleep(1)
 
         assert at.client.chat("tg:1001:-").messages[-1].text == "One two"
-    assert "did not take the whole reply" in caplog.text
+    assert "blocked by the user" in caplog.text
     assert KEY not in caplog.text
     assert TOKEN not in caplog.text
 
@@ -454,6 +454,48 @@ async def test_stop_button():
 
         assert (at.platform.answers, at.platform.said(GROUP)[0].buttons) == ([WORDS.stopping], [])
         assert at.client.chat("tg:-100200300:-").messages[-1].status == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(), Fault(429, "Too Many Requests", retry_after=3), Fault(lost=True)], ids=["down", "429", "lost"]
+)
+@story
+async def test_stop_button_that_cannot_be_taken_away_at_once(fault):
+    """It is tried again: in the end no message has one."""
+    long = "word " * 1500
+    writing = Writing(*(long[at : at + 500] for at in range(0, len(long), 500)))
+    async with stage(writing.script) as at:
+        at.platform.fail("editMessageReplyMarkup", fault, fault, fault)
+        await at.platform.say(**group())
+        await writing.finish(every=2.0)
+        await at.platform.until(
+            lambda: len(at.platform.said(GROUP)) > 1 and not any(s.buttons for s in at.platform.said(GROUP))
+        )
+
+        assert [shown.buttons for shown in at.platform.said(GROUP)] == [[], []]
+
+
+@pytest.mark.parametrize("how", ["deleted", "blocked"])
+@story
+async def test_stop_button_that_cannot_be_taken_away(how):
+    """Nothing waits for that."""
+    long = "word " * 1500
+    writing = Writing(*(long[at : at + 500] for at in range(0, len(long), 500)))
+    async with stage(writing.script) as at:
+        await at.platform.say(**group())
+        writing.go_on(5)
+        await at.platform.until(lambda: at.platform.texts(GROUP) and len(at.platform.texts(GROUP)[0]) > 2000)
+        if how == "deleted":
+            at.platform.delete(at.platform.said(GROUP)[0])
+        else:
+            at.platform.block(GROUP)
+        started = asyncio.get_running_loop().time()
+        await writing.finish()
+        while at.client.chat("tg:-100200300:-").busy:
+            await asyncio.sleep(0.1)
+        await at.dispatcher.stop_polling()
+
+        assert asyncio.get_running_loop().time() - started < 10
 
 
 @story
