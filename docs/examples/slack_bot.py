@@ -1,6 +1,7 @@
 """A Slack bot that answers where it is mentioned and in direct messages, by Socket Mode."""
 
 import asyncio
+import contextlib
 import os
 
 from slack_bolt.adapter.socket_mode.async_handler import AsyncSocketModeHandler
@@ -22,4 +23,5 @@ async def main() -> None:
             await handler.close_async()
 
 
-asyncio.run(main())
+with contextlib.suppress(KeyboardInterrupt):  # replies that are being written show what they have
+    asyncio.run(main())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import count
@@ -47,7 +47,7 @@ def snowflake() -> int:
 
 
 GUILD, CHANNEL, DM = snowflake(), snowflake(), snowflake()
-BOT, ASKER, OTHER, MODERATOR = snowflake(), snowflake(), snowflake(), snowflake()
+BOT, BOT_ROLE, ASKER, OTHER, MODERATOR = (snowflake() for _ in range(5))
 NAMES = {BOT: "bot", ASKER: "ada", OTHER: "bob", MODERATOR: "mod"}
 
 LIMIT = 2000  # characters a message
@@ -182,6 +182,8 @@ class DiscordPlatform:
         mentions: int | None = None,
         is_bot: bool = False,
         kind: int = 0,
+        reply_to: Posted | None = None,
+        roles: Sequence[int] = (),
     ) -> int:
         """Write a message as a person, or as another bot; return its id."""
         content = f"<@{BOT}> {text}".rstrip() if mention else text
@@ -189,6 +191,14 @@ class DiscordPlatform:
         self.messages[posted.id] = posted
         mentioned = [_user(BOT, is_bot=True)] if mention else [_user(mentions)] if mentions else []
         data = self._message(posted, mentions=mentioned, is_bot=is_bot, kind=kind)
+        data["mention_roles"] = [str(role) for role in roles]
+        if reply_to is not None:
+            of_bot = self._message(reply_to, is_bot=reply_to.author == BOT)
+            data |= {
+                "type": 19,
+                "message_reference": {"message_id": str(reply_to.id), "channel_id": str(channel)},
+                "referenced_message": of_bot,
+            }
         if channel != DM:
             data |= {"guild_id": str(GUILD), "member": _member()}
         self._dispatch("MESSAGE_CREATE", data)
@@ -517,6 +527,7 @@ def _member() -> dict[str, Any]:
 def _guild() -> dict[str, Any]:
     everyone = {"id": str(GUILD), "name": "@everyone", "permissions": "0", "position": 0, "color": 0, "hoist": False,
                 "managed": False, "mentionable": False, "flags": 0, "colors": {"primary_color": 0}}  # fmt: skip
+    of_bot = everyone | {"id": str(BOT_ROLE), "name": "bot", "managed": True, "tags": {"bot_id": str(BOT)}}
     channel = {"id": str(CHANNEL), "type": 0, "name": "general", "position": 0, "permission_overwrites": []}
     return {
         "id": str(GUILD),
@@ -524,7 +535,7 @@ def _guild() -> dict[str, Any]:
         "owner_id": str(OTHER),
         "member_count": 4,
         "unavailable": False,
-        "roles": [everyone],
+        "roles": [everyone, of_bot],
         "channels": [channel],
         "threads": [],
         "members": [{**_member(), "user": _user(BOT, is_bot=True)}],

@@ -30,12 +30,14 @@ from aheadless import (
     StreamStoppedError,
 )
 from aheadless.bridges import NotShownError, Pace
-from aheadless.bridges.discord import ChatCog, DiscordWords, reply_stream
+from aheadless.bridges import discord as discord_bridge
+from aheadless.bridges.discord import ChatCog, DiscordWords, reply_stream, session_id
 from aheadless.server import ScriptedEngine, ServerSettings, run_server
 from aheadless.testing import Script, ScriptedServer, events, json_answer, stream_answer
 from tests.bridges.discord_platform import (
     ASKER,
     BOT,
+    BOT_ROLE,
     CHANNEL,
     DM,
     GUILD,
@@ -650,6 +652,29 @@ async def test_not_for_the_bot(platform: DiscordPlatform, bot: commands.Bot, cog
     assert ran == ["ping"]
 
 
+async def test_reply_that_mentions_nobody(platform: DiscordPlatform, cog: Any):
+    """Who replies to the bot is answered, also with the mention switched off; who replies to others is not."""
+    engine = await cog(["Hello"])
+    platform.say("Hi", mention=True)
+    await settled(platform, texts=["Hello"])
+    of_ada = platform.messages[platform.say("I like foxes", author=OTHER)]
+    platform.say("Me too", reply_to=of_ada)
+    platform.say("And you?", reply_to=platform.written()[0])
+    await settled(platform, texts=["Hello", "Hello"])
+
+    assert asked(engine) == [["Hi"], ["Hi", "And you?"]]
+
+
+async def test_mention_of_the_role_of_the_bot(platform: DiscordPlatform, cog: Any):
+    """It has the bot's name, and people take the one for the other."""
+    engine = await cog(["Hello"])
+    platform.say(f"<@&{GUILD}> who are you?", roles=[GUILD])
+    platform.say(f"<@&{BOT_ROLE}> who are you?", roles=[BOT_ROLE])
+    await settled(platform, texts=["Hello"])
+
+    assert asked(engine) == [["who are you?"]]
+
+
 async def test_sessions(platform: DiscordPlatform, cog: Any):
     """Each channel is a conversation of its own, whoever speaks."""
     engine = await cog(["Hello"])
@@ -659,6 +684,15 @@ async def test_sessions(platform: DiscordPlatform, cog: Any):
         await settled(platform, channel, texts=[*before, "Hello"])
 
     assert asked(engine) == [["0"], ["1"], ["0", "2"]]
+
+
+async def test_session_id(hear: Hear):
+    """It names the server, the channel, and the person if that is wanted."""
+    message = await hear()
+
+    assert session_id(message) == f"discord:{GUILD}:{CHANNEL}:-"
+    assert session_id(message, per_user=True) == f"discord:{GUILD}:{CHANNEL}:{ASKER}"
+    assert session_id(message, channel=discord.Object(7)) == f"discord:{GUILD}:7:-"
 
 
 async def test_sessions_per_user(platform: DiscordPlatform, cog: Any):
@@ -735,6 +769,32 @@ async def test_threads_are_forbidden(platform: DiscordPlatform, cog: Any):
     await settled(platform, texts=["Hello"])
 
 
+async def test_threads_too_often(platform: DiscordPlatform, cog: Any, monkeypatch: pytest.MonkeyPatch):
+    """Nobody waits for their answer as long as Discord wants the bot to wait with the next thread."""
+    monkeypatch.setattr(discord_bridge, "ASIDE_WITHIN", 0.1)
+    platform.faults.append(Fault("thread", 429, retry_after=600))
+    await cog(["Hello"], open_threads=True)
+    platform.say("Hi", mention=True)
+
+    await settled(platform, texts=["Hello"])
+
+
+async def test_bot_closes_while_a_thread_is_opened(platform: DiscordPlatform, bot: commands.Bot, cog: Any):
+    """Nothing is asked any more: nobody would hear the answer."""
+    opened = asyncio.Event()
+    platform.faults.append(Fault("thread", status=0, gate=opened))
+    engine = await cog(["Hello"], open_threads=True)
+    platform.say("Hi", mention=True)
+    await platform.until(lambda: platform.count("thread") == 1)
+    [answering] = [task for task in asyncio.all_tasks() if "on_message" in task.get_name()]
+
+    await bot.remove_cog("Chat")
+    opened.set()
+    await answering
+
+    assert (engine.asked, platform.written()) == ([], [])
+
+
 async def test_no_question(platform: DiscordPlatform, cog: Any):
     """A mention and nothing else is answered with a line, without the model."""
     engine = await cog(["Hello"])
@@ -742,6 +802,20 @@ async def test_no_question(platform: DiscordPlatform, cog: Any):
     await settled(platform, texts=[WORDS.no_question])
 
     assert engine.asked == []
+
+
+async def test_line_that_discord_does_not_take_now(
+    platform: DiscordPlatform, cog: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """It is left out."""
+    caplog.set_level(logging.INFO, "aheadless.discord")
+    monkeypatch.setattr(discord_bridge, "ASIDE_WITHIN", 0.1)
+    platform.faults.append(Fault("post", 429, retry_after=600))
+    await cog()
+    platform.say("", mention=True)
+    [record] = await logged(caplog)
+
+    assert "a line was not shown" in record.getMessage()
 
 
 async def test_question_that_the_api_would_not_take(platform: DiscordPlatform, cog: Any):
@@ -782,6 +856,18 @@ async def test_failure_is_logged(platform: DiscordPlatform, cog: Any, caplog: py
 
     assert record.exc_info is None
     assert f"discord:{GUILD}:{CHANNEL}" in record.__dict__["session_id"]
+
+
+async def test_refusal_is_logged(platform: DiscordPlatform, cog: Any, caplog: pytest.LogCaptureFixture):
+    """The bot's owner reads why nothing was shown."""
+    caplog.set_level(logging.WARNING, "aheadless.discord")
+    platform.faults.append(Fault("post", 403, code=50013, times=99))
+    await cog(["Hello"])
+    platform.say("Hi", mention=True)
+    [record] = await logged(caplog)
+
+    assert "50013" in record.getMessage()
+    assert record.exc_info is None
 
 
 async def test_bot_closes_in_mid_reply(platform: DiscordPlatform, bot: commands.Bot, cog: Any):

@@ -20,9 +20,9 @@ from slack_bolt.context.say_stream.async_say_stream import AsyncSayStream
 from slack_bolt.request.async_request import AsyncBoltRequest
 from slack_sdk.web.async_client import AsyncWebClient
 
-from aheadless import ChatClient, Reply, ReplyFailedError, StreamInterruptedError, UsageError
-from aheadless.bridges import NotShownError, Words, _delivery, slack
-from aheadless.bridges.slack import SlackPace, add_chat, reply_stream, session_id
+from aheadless import ChatClient, ConfigurationError, Reply, ReplyFailedError, StreamInterruptedError, UsageError
+from aheadless.bridges import NotShownError, _delivery, _slack_scribe, slack
+from aheadless.bridges.slack import SlackPace, SlackWords, add_chat, reply_stream, session_id
 from aheadless.protocol.events import Done, Event, Failure, Start, Token
 from aheadless.testing import Script, ScriptedServer
 from aheadless.testing.scripts import CONVERSATION_ID, json_answer, stream_answer
@@ -45,7 +45,7 @@ from tests.support import KEY
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "slack_bot.py"
 QUICK = SlackPace(append=0.01, edit=0.01)
 THREAD = "1700000000.000001"
-WORDS = Words()
+WORDS = SlackWords()
 
 LOST = Fault(applied=True)
 HANGING = Fault(applied=True, hangs=True)
@@ -330,7 +330,7 @@ async def test_fault(platform: SlackPlatform, ask: Ask, method: str, fault: Faul
 
 async def test_append_that_hangs(platform: SlackPlatform, ask: Ask, monkeypatch: pytest.MonkeyPatch):
     """Nobody knows whether it arrived: it did, and its text is there once."""
-    monkeypatch.setattr(slack, "CALL_WITHIN", 0.2)
+    monkeypatch.setattr(_slack_scribe, "CALL_WITHIN", 0.2)
     platform.fail("chat.appendStream", HANGING)
     told = Told("One", " two", " three")
     asking = asyncio.ensure_future(ask(told))
@@ -576,7 +576,7 @@ async def test_direct_message(platform: SlackPlatform, deliver):
 NOT_ASKED = {
     "edited": {"subtype": "message_changed", "message": {"text": "Hi"}},
     "another bot's": {"bot_id": "B0OTHER"},
-    "without text": {"text": ""},
+    "nobody's": {"user": None},
 }
 
 
@@ -589,6 +589,24 @@ async def test_message_that_asks_nothing(platform: SlackPlatform, scripted: Scri
     await finished()
 
     assert scripted.requests == []
+
+
+@pytest.mark.parametrize("event", [{"text": f"<@{BOT}> "}, {"text": "", "subtype": "file_share"}], ids=["name", "file"])
+async def test_no_question(platform: SlackPlatform, scripted: ScriptedServer, deliver, event):
+    """The bot's name and nothing else, or a picture, is answered with a line, without the model."""
+    await deliver(platform.event(**event))
+    await finished()
+
+    assert platform.texts() == [WORDS.no_question]
+    assert scripted.requests == []
+
+
+async def test_mention_within_a_question(platform: SlackPlatform, scripted: ScriptedServer, deliver):
+    """The model does not read the bot's name, wherever it stands; it does read others'."""
+    await deliver(platform.event(f"ask <@U0OTHER>, <@{BOT}>"))
+    await finished()
+
+    assert [question for _, question in asked(scripted)] == ["ask <@U0OTHER>,"]
 
 
 async def test_assistant_thread_that_is_opened(platform: SlackPlatform, deliver):
@@ -638,7 +656,7 @@ async def test_session_for_each_user(platform: SlackPlatform, scripted: Scripted
 def test_session_of_a_thread(say_stream: AsyncSayStream):
     """It is named after team, channel and thread."""
     assert session_id(say_stream) == f"slack:{TEAM}:{CHANNEL}:{THREAD}"
-    assert session_id(say_stream, user="U1") == f"slack:{TEAM}:{CHANNEL}:{THREAD}:U1"
+    assert session_id(say_stream, per_user=True) == f"slack:{TEAM}:{CHANNEL}:{THREAD}:{USER}"
 
 
 async def test_event_that_comes_twice(platform: SlackPlatform, scripted: ScriptedServer, deliver):
@@ -670,6 +688,35 @@ async def test_word_that_stops(platform: SlackPlatform, scripted: ScriptedServer
 
     assert platform.texts() == [f"One\n\n{WORDS.stopped}"]
     assert len(scripted.requests) == 1
+
+
+async def test_word_of_ones_own_that_stops(platform: SlackPlatform, scripted: ScriptedServer, web_client, client):
+    """However it is written, here and by people."""
+    app = AsyncApp(client=web_client, signing_secret=SIGNING_SECRET)
+    add_chat(app, client, stop_words=["Halt"], pace=QUICK)
+    scripted.add(Told("One", " two").script)
+    for text in ("Hi", "HALT!"):
+        body = platform.event(text, thread_ts=THREAD)
+        await app.async_dispatch(AsyncBoltRequest(mode="socket_mode", body=body))
+        await platform.until(platform.texts)
+    await finished()
+
+    assert platform.texts() == [f"One\n\n{WORDS.stopped}"]
+
+
+async def test_nothing_to_stop(platform: SlackPlatform, scripted: ScriptedServer, deliver):
+    """That is said, and is no question."""
+    await deliver(platform.event("stop", thread_ts=THREAD))
+    await finished()
+
+    assert platform.texts() == [WORDS.not_running]
+    assert scripted.requests == []
+
+
+def test_one_text_as_the_words_that_stop(app: AsyncApp, client: ChatClient):
+    """It is refused, as each letter of it would stop."""
+    with pytest.raises(ConfigurationError, match="stop_words must be several words"):
+        add_chat(app, client, stop_words="stop")
 
 
 async def test_questions_one_after_the_other(platform: SlackPlatform, scripted: ScriptedServer, deliver):
@@ -708,6 +755,28 @@ async def test_answer_that_fails(platform: SlackPlatform, scripted: ScriptedServ
     assert platform.texts() == [WORDS.failed]
     assert "401" in caplog.text
     assert KEY not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+async def test_closed_client(platform: SlackPlatform, client: ChatClient, deliver, caplog):
+    """People read a kind line."""
+    await client.aclose()
+
+    await deliver(platform.event("Hi"))
+    await finished()
+
+    assert platform.texts() == [WORDS.failed]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("fault", [Fault(error="channel_not_found"), LOST, Fault(status=429)], ids=str)
+async def test_line_that_slack_does_not_take(platform: SlackPlatform, deliver, caplog, fault: Fault):
+    """Nothing can be done about it, and the log has no traceback for that."""
+    platform.fail("chat.postMessage", fault)
+
+    await deliver(platform.event("x" * 5000))
+    await finished()
+
     assert "Traceback" not in caplog.text
 
 
@@ -843,4 +912,4 @@ async def test_example_that_is_interrupted(platform: SlackPlatform, scripted: Sc
 
     assert platform.texts() == [f"One\n\n{WORDS.failed}"]
     assert not platform.streaming
-    assert complaints.decode().splitlines()[-1] == "KeyboardInterrupt"
+    assert (program.returncode, complaints) == (0, b"")

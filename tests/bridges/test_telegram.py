@@ -25,7 +25,7 @@ from aheadless import ChatClient, ReplyFailedError, Retry
 from aheadless.bridges import NotShownError, Pace, Words
 from aheadless.bridges._entities import utf16_length
 from aheadless.bridges.telegram import TelegramWords, chat_router, reply_stream
-from aheadless.exceptions import ConfigurationError, UsageError
+from aheadless.exceptions import UsageError
 from aheadless.protocol.events import Event, Failure, Start, Token
 from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, lines, stream_answer
 from tests.bridges.telegram_platform import ADA, BEN, GROUP, PRIVATE, TOKEN, Fault, Shown, TelegramPlatform
@@ -241,7 +241,6 @@ async def test_who_is_answered_in_a_group():
     async with stage(answer("Hello"), answer("Again")) as at:
         await at.platform.say("Nobody in particular", chat=GROUP)
         await at.platform.say("@loopback_bot Hello?", chat=GROUP, sender={**ADA, "is_bot": True})
-        await at.platform.say("@loopback_bot", chat=GROUP)
         await at.platform.say("Forwarded @loopback_bot", chat=GROUP, is_automatic_forward=True)
         await at.platform.say("@loopback_bot Hello?", chat=GROUP)
         await at.platform.until(lambda: at.platform.texts(GROUP) == ["Hello"])
@@ -254,7 +253,7 @@ async def test_who_is_answered_in_a_group():
 @story
 async def test_sessions_of_users():
     """Each user of a group can have a session."""
-    async with stage(answer("A"), answer("B"), router=functools.partial(chat_router, session_per="user")) as at:
+    async with stage(answer("A"), answer("B"), router=functools.partial(chat_router, per_user=True)) as at:
         await at.platform.say("@loopback_bot Hello?", chat=GROUP)
         await at.platform.until(lambda: at.platform.texts(GROUP) == ["A"])
         await at.platform.say("@loopback_bot Hello?", chat=GROUP, sender=BEN)
@@ -263,10 +262,14 @@ async def test_sessions_of_users():
         assert at.session_ids() == ["tg:-100200300:-:1001", "tg:-100200300:-:1002"]
 
 
-def test_session_of_nobody():
-    """What is no way to share sessions is refused when the bot is made."""
-    with pytest.raises(ConfigurationError, match="session_per must be one of"):
-        chat_router(ChatClient("http://127.0.0.1:1", api_key=KEY), session_per="chat")  # type: ignore[arg-type]
+@story
+async def test_no_question():
+    """The bot's name and nothing else is answered with a line, without the model."""
+    async with stage() as at:
+        await at.platform.say("@loopback_bot", chat=GROUP)
+        await at.platform.until(lambda: at.platform.texts(GROUP) == [WORDS.no_question])
+
+        assert at.server.requests == []
 
 
 # --- long replies, and replies that Telegram does not like ------------------------------------------------------------
@@ -410,7 +413,7 @@ async def test_bot_is_blocked(caplog):
             await asyncio.sleep(1)
 
         assert at.client.chat("tg:1001:-").messages[-1].text == "One two"
-    assert "did not take the whole reply" in caplog.text
+    assert "blocked by the user" in caplog.text
     assert KEY not in caplog.text
     assert TOKEN not in caplog.text
 
@@ -451,6 +454,48 @@ async def test_stop_button():
 
         assert (at.platform.answers, at.platform.said(GROUP)[0].buttons) == ([WORDS.stopping], [])
         assert at.client.chat("tg:-100200300:-").messages[-1].status == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(), Fault(429, "Too Many Requests", retry_after=3), Fault(lost=True)], ids=["down", "429", "lost"]
+)
+@story
+async def test_stop_button_that_cannot_be_taken_away_at_once(fault):
+    """It is tried again: in the end no message has one."""
+    long = "word " * 1500
+    writing = Writing(*(long[at : at + 500] for at in range(0, len(long), 500)))
+    async with stage(writing.script) as at:
+        at.platform.fail("editMessageReplyMarkup", fault, fault, fault)
+        await at.platform.say(**group())
+        await writing.finish(every=2.0)
+        await at.platform.until(
+            lambda: len(at.platform.said(GROUP)) > 1 and not any(s.buttons for s in at.platform.said(GROUP))
+        )
+
+        assert [shown.buttons for shown in at.platform.said(GROUP)] == [[], []]
+
+
+@pytest.mark.parametrize("how", ["deleted", "blocked"])
+@story
+async def test_stop_button_that_cannot_be_taken_away(how):
+    """Nothing waits for that."""
+    long = "word " * 1500
+    writing = Writing(*(long[at : at + 500] for at in range(0, len(long), 500)))
+    async with stage(writing.script) as at:
+        await at.platform.say(**group())
+        writing.go_on(5)
+        await at.platform.until(lambda: at.platform.texts(GROUP) and len(at.platform.texts(GROUP)[0]) > 2000)
+        if how == "deleted":
+            at.platform.delete(at.platform.said(GROUP)[0])
+        else:
+            at.platform.block(GROUP)
+        started = asyncio.get_running_loop().time()
+        await writing.finish()
+        while at.client.chat("tg:-100200300:-").busy:
+            await asyncio.sleep(0.1)
+        await at.dispatcher.stop_polling()
+
+        assert asyncio.get_running_loop().time() - started < 10
 
 
 @story
@@ -575,7 +620,7 @@ async def test_photo():
                 "caption": "What is this?",
             }
         )
-        await at.platform.until(lambda: at.platform.texts() == [WORDS.only_text])
+        await at.platform.until(lambda: at.platform.texts() == [WORDS.no_question])
 
 
 @pytest.mark.parametrize(
@@ -661,11 +706,11 @@ async def test_reply_stream():
 @story
 async def test_reply_stream_without_drafts():
     """Who does not want them has messages that are edited, at a pace of one's own."""
-    own = OwnBot(drafts=False, pace=Pace(first=0.0, every=5.0))
+    own = OwnBot(drafts=False, placeholder="Well …", pace=Pace(first=0.0, every=5.0))
     writing = Writing(*"abcdefghijkl")
     async with stage(writing.script, router=own.router) as at:
         await at.platform.say("Hello?")
-        await at.platform.until(lambda: at.platform.texts() == ["…"])
+        await at.platform.until(lambda: at.platform.texts() == ["Well …"])
         await writing.finish(every=1.0)
         await own.outcome
 

@@ -18,9 +18,11 @@ from aheadless.protocol.turn import TurnState
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from discord.http import HTTPClient
+
     from aheadless._stream import ReplyStream
 
-__all__ = ["NOBODY", "ChannelPage", "StopView"]
+__all__ = ["NOBODY", "ChannelPage", "StopView", "answer_to"]
 
 T = TypeVar("T")
 
@@ -97,7 +99,7 @@ class ChannelPage:
         self._channel = message.channel if channel is None else channel
         # Whoever deletes their question shall not lose the answer.
         self._reference = message.to_reference(fail_if_not_exists=False) if channel is None else None
-        self._http = message._state.http  # noqa: SLF001 - see _ask()
+        self._http = message._state.http  # noqa: SLF001 - see answer_to()
         self._stream, self._view = stream, view
         self._newest: discord.Message | None = None
         self._buttons: dict[int, discord.Message] = {}  # the messages that have one, by their ids
@@ -191,16 +193,22 @@ class ChannelPage:
     async def _ask(self, request: Awaitable[T]) -> T:
         """Return what Discord answers to a request, or raise what its refusal means for the writer."""
         try:
-            return await request
-        except asyncio.CancelledError:
-            # discord.py closes this gate for everybody while a request sleeps on a global limit, and if that request
-            # is cancelled, never opens it again: the bot would be dumb for good. Who comes too early is told to wait.
-            self._http._global_over.set()  # noqa: SLF001
-            raise
+            return await answer_to(request, self._http)
         except discord.RateLimited as exc:
             raise RetryLater(exc.retry_after) from exc
         except discord.HTTPException as exc:
             raise _meaning(exc) from exc
+
+
+async def answer_to(request: Awaitable[T], http: HTTPClient) -> T:
+    """Return what Discord answers to a request, which may be cancelled."""
+    try:
+        return await request
+    except asyncio.CancelledError:
+        # discord.py closes this gate for everybody while a request sleeps on a global limit, and if that request is
+        # cancelled, never opens it again: the bot would be dumb for good. Who comes too early is told to wait.
+        http._global_over.set()  # noqa: SLF001
+        raise
 
 
 def _meaning(error: discord.HTTPException) -> Exception:

@@ -209,8 +209,7 @@ class SlackPlan:
         if not text.startswith(self._before):
             self._before, self._settled = "", []  # the stored reply is another one than the tokens were
         parts = self._cut(text)
-        if parts and not self.final:
-            self._roll_over(parts, now)
+        if parts and not self.final and self._rolls_over(parts, now):
             parts = self._cut(text)
         for part in (*(Part(text, text) for text in self._settled), *parts):
             if part.text.strip():  # Slack takes no blank message
@@ -220,18 +219,19 @@ class SlackPlan:
         rest = text[len(self._before) :]
         return cut(rest, self._limit, length=_bytes) if rest else []
 
-    def _roll_over(self, parts: list[Part], now: float) -> None:
-        """Settle what is before a good place for a new message, if it is time for one."""
+    def _rolls_over(self, parts: list[Part], now: float) -> bool:
+        """Settle what is before a good place for a new message, if it is time for one and there is one."""
         if not self._messages or len(self._messages) != len(self._settled) + len(parts):
-            return
+            return False
         message, (*whole, last) = self._messages[-1], parts
         if message.streaming_since is None or now < message.streaming_since + self._pace.roll_over:
-            return
+            return False
         if (end := _line_end(last, len(message.shown))) is None:
-            return
+            return False
         self._settled += [part.text for part in whole]
         self._settled.append(last.source[:end])
         self._before += "".join(part.source for part in whole) + last.source[:end]
+        return True
 
     def _bring(self, message: _Message, want: Part, now: float, *, live: bool) -> Step | None:
         """Return the step that brings one message nearer to its text."""

@@ -13,10 +13,8 @@ from aiogram.exceptions import (
     AiogramError,
     TelegramAPIError,
     TelegramBadRequest,
-    TelegramForbiddenError,
     TelegramNotFound,
     TelegramRetryAfter,
-    TelegramUnauthorizedError,
 )
 from aiogram.methods import EditMessageReplyMarkup, EditMessageText, SendChatAction, SendMessage, SendMessageDraft
 from aiogram.types import (
@@ -28,7 +26,8 @@ from aiogram.types import (
 )
 
 from aheadless.bridges._entities import render, utf16_length
-from aheadless.bridges._writer import MessageGone, PageRefused, RetryLater
+from aheadless.bridges._telegram_errors import CLOSED, GONE, UNCHANGED, meaning_of, says
+from aheadless.bridges._writer import RetryLater
 from aheadless.protocol.turn import NEXT
 
 if TYPE_CHECKING:
@@ -51,25 +50,12 @@ TYPING_SECONDS: Final = 4.5
 
 # Seconds for what does not matter much.
 PATIENCE: Final = 5
+# For taking buttons away, if that could not be done at once; whoever cancels waits.
+TIDY_WITHIN: Final = 10.0
+TIDY_CANCELLED_WITHIN: Final = 1.0
+TIDY_PAUSE: Final = 1.0
 
 NO_PREVIEW: Final = LinkPreviewOptions(is_disabled=True)
-
-# How the Bot API says, within a 400, that there is nothing to do …
-UNCHANGED: Final = ("message is not modified",)
-# … that a message is not there any more …
-GONE: Final = ("message to edit not found", "message can't be edited", "message_id_invalid")
-# … and that the bot may not write here, whatever it writes.
-CLOSED: Final = (
-    "chat not found",
-    "not enough rights",
-    "have no rights",
-    "need administrator rights",
-    "chat_write_forbidden",
-    "chat_restricted",
-    "topic_closed",
-    "topic_deleted",
-    "message thread not found",
-)
 
 
 @attrs.frozen
@@ -149,7 +135,7 @@ class TelegramPage:
         self._draft: Written | None = None
         self._drafted_at = 0.0
         self._no_drafts_before = 0.0
-        self._buttoned: Written | None = None  # the message that shows the button
+        self._buttoned: list[Written] = []  # the messages that show the button
         self._plain = False
         # A draft that is shown again must not come after the message that it became.
         self._lock = asyncio.Lock()
@@ -163,8 +149,7 @@ class TelegramPage:
         async with self._lock:
             if self._draft is not None:
                 await self._send(self._draft, button=None)
-            if self._buttoned is not None:
-                await self._remove_button(self._buttoned)
+            await self._remove_buttons()
             written = Written(text)
             await self._show(written)
             return written
@@ -195,6 +180,7 @@ class TelegramPage:
                 _drafting.discard(self._place)
             task.cancel()
             await asyncio.wait([task])
+            await self._tidy()
 
     async def _attend(self) -> None:
         typing = SendChatAction(
@@ -274,7 +260,8 @@ class TelegramPage:
         message = await self._call(make, written.text)
         self._begun = True
         written.message_id = message.message_id
-        self._buttoned = None if button is None else written
+        if button is not None:
+            self._buttoned.append(written)
         if self._draft is written:
             self._draft = None
 
@@ -297,19 +284,36 @@ class TelegramPage:
         except TelegramBadRequest as exc:
             if not says(exc, UNCHANGED):
                 raise
-        if keyboard is not None:
-            self._buttoned = written
-        elif self._buttoned is written:
-            self._buttoned = None
+        if keyboard is None and written in self._buttoned:
+            self._buttoned.remove(written)
 
-    async def _remove_button(self, written: Written) -> None:
-        """Remove the button of a message that is complete. If that fails, the button says so when it is pressed."""
-        with suppress(AiogramError):
-            await self._bot(
-                EditMessageReplyMarkup(chat_id=self._place.chat_id, message_id=written.message_id),
-                request_timeout=PATIENCE,
-            )
-        self._buttoned = None
+    async def _remove_buttons(self) -> float:
+        """Take the button from the messages that show it; return after how many seconds to try again if some do."""
+        pause = TIDY_PAUSE
+        for written in self._buttoned.copy():
+            remove = EditMessageReplyMarkup(chat_id=self._place.chat_id, message_id=written.message_id)
+            try:
+                await self._bot(remove, request_timeout=PATIENCE)
+            except TelegramRetryAfter as exc:
+                pause = max(pause, exc.retry_after)
+                continue
+            except AiogramError as exc:
+                # What is gone has no button; one that stays for good says that there is nothing to stop.
+                if not isinstance(exc, TelegramAPIError) or not (meaning_of(exc) or says(exc, UNCHANGED)):
+                    continue
+            self._buttoned.remove(written)
+        return pause
+
+    async def _tidy(self) -> None:
+        """Take the button from what still has it: within 10 s, 1 s if cancelled."""
+        task = asyncio.current_task()
+        cancelled = task is not None and task.cancelling() > 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TIDY_CANCELLED_WITHIN if cancelled else TIDY_WITHIN):
+                while self._buttoned:
+                    pause = await self._remove_buttons()
+                    if self._buttoned:
+                        await asyncio.sleep(pause)
 
     async def _call(
         self,
@@ -335,23 +339,3 @@ class TelegramPage:
             if (meaning := meaning_of(exc)) is None:
                 raise
             raise meaning from exc
-
-
-def says(error: TelegramAPIError, phrases: tuple[str, ...]) -> bool:
-    """Return whether an error has one of these phrases."""
-    return any(phrase in error.message.lower() for phrase in phrases)
-
-
-def meaning_of(error: TelegramAPIError) -> Exception | None:
-    """Return what an error tells a writer; None if it may pass."""
-    match error:
-        case TelegramRetryAfter():
-            return RetryLater(error.retry_after)
-        case TelegramForbiddenError() | TelegramUnauthorizedError():
-            return PageRefused(error.message)
-        case TelegramBadRequest() if says(error, GONE):
-            return MessageGone(error.message)
-        case TelegramBadRequest() if says(error, CLOSED):
-            return PageRefused(error.message)
-        case _:
-            return None

@@ -11,10 +11,10 @@ import attrs
 import discord
 from discord.ext import commands
 
-from aheadless.bridges._discord_page import NOBODY, ChannelPage, StopView
+from aheadless.bridges._discord_page import NOBODY, ChannelPage, StopView, answer_to
 from aheadless.bridges._ids import platform_id
 from aheadless.bridges._writer import Words, write_reply
-from aheadless.exceptions import AheadlessError, StreamStoppedError
+from aheadless.exceptions import AheadlessError, StreamStoppedError, snippet
 
 if TYPE_CHECKING:
     from aheadless._client import ChatClient
@@ -22,22 +22,24 @@ if TYPE_CHECKING:
     from aheadless._stream import ReplyStream
     from aheadless.bridges._delivery import Pace
 
-__all__ = ["ChatCog", "DiscordWords", "reply_stream"]
+__all__ = ["ChatCog", "DiscordWords", "reply_stream", "session_id"]
 
 logger = logging.getLogger("aheadless.discord")
 
 # From the bot's closing to the texts of stopped replies being there, before they are cut off.
 UNLOAD_WITHIN: Final = 5.0
+# For opening a thread, or saying a line: discord.py sleeps on rate limits for minutes, and people wait meanwhile.
+ASIDE_WITHIN: Final = 5.0
 
 
 @attrs.frozen(kw_only=True)
 class DiscordWords(Words):
     """What people read in Discord besides the replies."""
 
-    stop: str = "Stop"
+    no_question: str = "Yes? Ask me something. I can only read text."
+    stop: str = "⏹ Stop"
     """On the button."""
     not_yours: str = "Only the person who asked can stop this reply."
-    no_question: str = "Yes? Ask me something."
 
 
 async def reply_stream(
@@ -72,8 +74,20 @@ async def reply_stream(
         await page.tidy()
 
 
+def session_id(
+    message: discord.Message, *, channel: discord.abc.Snowflake | None = None, per_user: bool = False
+) -> str:
+    """Return the session of a channel or thread: all who write in it share one, or `per_user` each has their own in it.
+
+    It is the message's, unless there is another `channel`.
+    """
+    guild = None if message.guild is None else message.guild.id
+    place = message.channel.id if channel is None else channel.id
+    return platform_id("discord", guild, place, message.author.id if per_user else None)
+
+
 class ChatCog(commands.Cog, name="Chat"):
-    """Answers who mentions the bot, writes to it directly, or writes in a thread that it is in.
+    """Answers who mentions the bot, replies to it, writes to it directly, or writes in a thread that it is in.
 
     ::
 
@@ -82,11 +96,13 @@ class ChatCog(commands.Cog, name="Chat"):
     Each channel, thread and direct conversation is a session of its own; with `per_user` each person in it is.
     `open_threads` answers a mention in a channel in a new thread, and so in a new session; where the bot may not open
     one it answers in the channel. In threads that it is in, which are those that it opened or once answered in, it
-    needs no mention, and keeps out of messages that mention others; that takes the message content intent.
+    needs no mention, and keeps out of messages that mention others; that takes the message content intent. The other
+    options are those of :func:`reply_stream`.
 
     It answers no bot and no command of this bot, and says kindly why there is no answer if there is none. A second
     question in a session is answered after the first, as the client's `on_busy` says. The client stays open when the
-    bot closes; live replies are stopped then and show what they have.
+    bot closes; live replies are stopped then and show what they have, for which they have five seconds. What fails is
+    logged to `aheadless.discord`.
     """
 
     def __init__(
@@ -105,6 +121,7 @@ class ChatCog(commands.Cog, name="Chat"):
         self._stop_button, self._pace, self._placeholder = stop_button, pace, placeholder
         self._words = words or DiscordWords()
         self._live: dict[asyncio.Task[object], ReplyStream] = {}
+        self._loaded = False
 
     @commands.Cog.listener()
     async def on_message(self, message: discord.Message) -> None:
@@ -116,10 +133,16 @@ class ChatCog(commands.Cog, name="Chat"):
         except StreamStoppedError:
             pass
         except AheadlessError as exc:
-            logger.warning("a message was not answered: %s", exc, extra={"session_id": exc.session_id})
+            why = snippet(str(exc.__cause__ or exc))
+            logger.warning("a message was not answered: %s", why, extra={"session_id": exc.session_id})
+
+    async def cog_load(self) -> None:
+        """Begin to answer."""
+        self._loaded = True
 
     async def cog_unload(self) -> None:
-        """Stop the live replies, and wait until they have shown what they have: some seconds at most."""
+        """Answer nothing more, stop the live replies, and wait until they have shown what they have: 5 s at most."""
+        self._loaded = False
         live = tuple(self._live)
         if not live:
             return
@@ -137,9 +160,11 @@ class ChatCog(commands.Cog, name="Chat"):
             await _say(message, self._words.no_question)
             return
         channel = await self._place(message, question)
-        place = message.channel.id if channel is None else channel.id
+        if not self._loaded:
+            return  # while the thread was opened
         try:
-            stream = self._client.chat(self._session_id(message, place)).stream(question)
+            session = session_id(message, channel=channel, per_user=self._per_user)
+            stream = self._client.chat(session).stream(question)
         except AheadlessError as exc:
             await _say(message, self._words.about(exc))
             raise
@@ -164,14 +189,12 @@ class ChatCog(commands.Cog, name="Chat"):
         if not self._open_threads or not isinstance(message.channel, discord.TextChannel):
             return None
         try:
-            return await message.create_thread(name=question.splitlines()[0][:90])
+            async with asyncio.timeout(ASIDE_WITHIN):
+                opening = message.create_thread(name=question.splitlines()[0][:90])
+                return await answer_to(opening, message._state.http)  # noqa: SLF001 - as reply_stream() does
         except Exception as exc:  # noqa: BLE001 - discord.py passes on what its own library raises
             logger.info("no thread was opened: %s", exc)
             return None
-
-    def _session_id(self, message: discord.Message, place: int) -> str:
-        guild = None if message.guild is None else message.guild.id
-        return platform_id("discord", guild, place, message.author.id if self._per_user else None)
 
 
 async def _is_asked(message: discord.Message) -> bool:
@@ -183,11 +206,28 @@ async def _is_asked(message: discord.Message) -> bool:
         return False
     if isinstance(message.channel, discord.DMChannel) or bot.user in message.mentions:
         return True
-    if not isinstance(message.channel, discord.Thread) or message.channel.me is None or message.mentions:
+    if not (_names_role(message) or _is_reply_to(bot.user, message) or _goes_on(message)):
         return False
     if not message.content and not bot.intents.message_content:
-        logger.warning("messages in threads cannot be read: the bot needs the message content intent")
+        logger.warning("what does not mention the bot cannot be read: it needs the message content intent")
     return bool(message.content)
+
+
+def _names_role(message: discord.Message) -> bool:
+    """Whether a message mentions the role that the bot alone has, which Discord's app offers by the same name."""
+    role = None if message.guild is None else message.guild.self_role
+    return role is not None and role in message.role_mentions
+
+
+def _is_reply_to(user: discord.ClientUser, message: discord.Message) -> bool:
+    """Whether a message replies to one of the user's; who does so need not mention them."""
+    replied = None if message.reference is None else message.reference.resolved
+    return isinstance(replied, discord.Message) and replied.author == user
+
+
+def _goes_on(message: discord.Message) -> bool:
+    """Whether a message belongs to a thread that the bot is in, and is for nobody in particular."""
+    return isinstance(message.channel, discord.Thread) and message.channel.me is not None and not message.mentions
 
 
 _SPOKEN: Final = (discord.MessageType.default, discord.MessageType.reply)
@@ -195,15 +235,17 @@ _SPOKEN: Final = (discord.MessageType.default, discord.MessageType.reply)
 
 def _question(message: discord.Message) -> str:
     """Return what is asked: the text without the mention of the bot."""
-    me = message._state.self_id  # noqa: SLF001 - as above
-    return re.sub(rf"<@!?{me}>", "", message.content).strip()
+    names = [f"<@!?{message._state.self_id}>"]  # noqa: SLF001 - as above
+    if message.guild is not None and message.guild.self_role is not None:
+        names.append(f"<@&{message.guild.self_role.id}>")
+    return re.sub("|".join(names), "", message.content).strip()
 
 
 async def _say(message: discord.Message, text: str) -> None:
     """Answer with a line of the bot's own, if Discord lets it."""
+    line = message.channel.send(text, reference=message.to_reference(fail_if_not_exists=False), allowed_mentions=NOBODY)
     try:
-        await message.channel.send(
-            text, reference=message.to_reference(fail_if_not_exists=False), allowed_mentions=NOBODY
-        )
+        async with asyncio.timeout(ASIDE_WITHIN):
+            await answer_to(line, message._state.http)  # noqa: SLF001 - as reply_stream() does
     except Exception as exc:  # noqa: BLE001 - as above
         logger.info("a line was not shown: %s", exc)

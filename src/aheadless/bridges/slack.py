@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import html
 import logging
 import re
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
 
 from aheadless.bridges._ids import platform_id
-from aheadless.bridges._slack_calls import Problem, Step, Unclear, problem_of, request
+from aheadless.bridges._slack_calls import problem_of
 from aheadless.bridges._slack_plan import SlackPace, SlackPlan
+from aheadless.bridges._slack_scribe import Scribe
 from aheadless.bridges._split import closed
-from aheadless.bridges._writer import CALL_WITHIN, CANCEL_WITHIN, FINAL_WITHIN, NotShownError, Words
-from aheadless.exceptions import AheadlessError, StreamStoppedError, UsageError
+from aheadless.bridges._writer import CANCEL_WITHIN, NotShownError, Words
+from aheadless.exceptions import AheadlessError, ConfigurationError, StreamStoppedError, UsageError
 from aheadless.protocol.codec import trim
 from aheadless.protocol.turn import TurnState
 
@@ -30,21 +32,25 @@ if TYPE_CHECKING:
     from slack_bolt.context.async_context import AsyncBoltContext
     from slack_bolt.context.say.async_say import AsyncSay
     from slack_bolt.context.say_stream.async_say_stream import AsyncSayStream
-    from slack_sdk.http_retry.async_handler import AsyncRetryHandler
 
     from aheadless._client import ChatClient
     from aheadless._session import Reply
     from aheadless._stream import ReplyStream
 
-__all__ = ["SlackPace", "add_chat", "reply_stream", "session_id"]
+__all__ = ["SlackPace", "SlackWords", "add_chat", "reply_stream", "session_id"]
 
-log = logging.getLogger(__name__)
-
-STATUS_WITHIN: Final = 3.0
-"""Seconds that Slack has for the status: the first words wait for it."""
+logger = logging.getLogger("aheadless.slack")
 
 REMEMBERED: Final = 30_000
 """Events that are known to have come: as many as Slack delivers to an app in an hour. It gives up on one earlier."""
+
+
+@attrs.frozen(kw_only=True)
+class SlackWords(Words):
+    """What people read in Slack besides the replies."""
+
+    no_question: str = "Yes? Ask me something. I can only read text."
+    not_running: str = "There is nothing to stop."
 
 
 async def reply_stream(
@@ -52,8 +58,8 @@ async def reply_stream(
     stream: ReplyStream,
     *,
     status: str = "is thinking…",
-    words: Words | None = None,
     pace: SlackPace | None = None,
+    words: Words | None = None,
 ) -> Reply:
     """Show a reply in Slack while it is written, and return it.
 
@@ -70,7 +76,7 @@ async def reply_stream(
             "this event has no thread to answer in; make an AsyncSayStream(client=…, channel=…, thread_ts=…)"
         )
     words = words or Words()
-    scribe = _Scribe(say_stream, SlackPlan(pace or SlackPace()), status)
+    scribe = Scribe(say_stream, SlackPlan(pace or SlackPace()), status)
     writing = asyncio.create_task(scribe.write())
     try:
         outcome = await _read(stream, scribe, words)
@@ -94,7 +100,7 @@ async def reply_stream(
     return outcome
 
 
-async def _read(stream: ReplyStream, scribe: _Scribe, words: Words) -> Reply | AheadlessError:
+async def _read(stream: ReplyStream, scribe: Scribe, words: Words) -> Reply | AheadlessError:
     """Read a stream to its end, whichever it is, and hand on what is to be shown of it."""
     try:
         async for _ in stream:
@@ -115,109 +121,13 @@ def _last_text(stream: ReplyStream, error: BaseException, words: Words) -> str:
     return f"{closed(text)}\n\n{words.about(error)}" if text else words.about(error)
 
 
-class _Answer(Protocol):
-    """An answer that says `ok`."""
-
-    def __getitem__(self, key: str) -> object: ...
-
-
-class _WebApi(Protocol):
-    """What is needed of slack_sdk's AsyncWebClient, whose own types say half of it."""
-
-    retry_handlers: list[AsyncRetryHandler]
-
-    async def api_call(self, api_method: str, *, json: dict[str, object]) -> _Answer: ...
-
-
-class _Scribe:
-    """Brings a text to Slack while it grows, in a task of its own: what is read never waits for what is shown."""
-
-    def __init__(self, say_stream: AsyncSayStream, plan: SlackPlan, status: str) -> None:
-        self._to = say_stream
-        # Without the SDK's retries, which append once more what arrived when only the answer to it was lost.
-        self._client: _WebApi = copy.copy(say_stream.client)
-        self._client.retry_handlers = []
-        self._plan = plan
-        self._status = status
-        self._hurry = False
-        self._text = ""
-        self._problem: Problem | None = None  # the last one
-        self._now = asyncio.get_running_loop().time
-        self._ended = asyncio.Event()
-        self._more = asyncio.Event()
-
-    def say(self, text: str) -> None:
-        """Take the text so far."""
-        self._text = text
-        self._more.set()
-
-    def end(self, text: str, *, within: float = FINAL_WITHIN) -> None:
-        """Take the whole text, unless there is one, and until when it is to be there."""
-        if not self._ended.is_set():
-            self.say(text)
-        self._plan.finish(self._now(), within=within)
-        self._ended.set()
-
-    async def write(self) -> str | None:
-        """Set the status, then do as :meth:`bring`."""
-        where = {"channel_id": self._to.channel, "thread_ts": self._to.thread_ts}
-        outcome = await self._call("assistant.threads.setStatus", {**where, "status": self._status}, STATUS_WITHIN)
-        self._hurry = not isinstance(outcome, str)  # without a status people would see nothing before the first words
-        return await self.bring()
-
-    async def bring(self) -> str | None:
-        """Return when the whole text is shown, or why it will not be. If cancelled, it can be called again."""
-        plan = self._plan
-        while True:
-            self._more.clear()
-            step = plan.step(self._text, self._now(), hurry=self._hurry)
-            if plan.final and (step is None or plan.exhausted):
-                return plan.refused if step is None else str(self._problem)
-            if step is None:
-                await _pause(self._more, until=plan.closes_at())
-            elif (due := plan.due(step)) > self._now():
-                await _pause(None if plan.final else self._ended, until=due)
-            else:
-                await self._make(step)
-
-    async def _make(self, step: Step) -> None:
-        began = self._now()
-        outcome: str | Problem = Unclear()
-        try:
-            outcome = await self._call(*request(step, self._to), CALL_WITHIN)
-        finally:
-            if isinstance(outcome, str):
-                self._plan.done(step, began, ts=outcome)
-            else:
-                self._plan.failed(step, outcome, self._now())
-                self._problem = outcome
-
-    async def _call(self, method: str, arguments: dict[str, object], within: float) -> str | Problem:
-        """Return the name of the message that was made or changed, or why nobody can say so."""
-        try:
-            async with asyncio.timeout(within):
-                answer = await self._client.api_call(method, json=arguments)
-        except Exception as exc:  # noqa: BLE001 - whatever a transport raises: nobody knows whether the call arrived
-            problem = problem_of(exc)
-            log.debug("%s: %s", method, problem)
-            return problem
-        return str(answer["ts"])
-
-
-async def _pause(event: asyncio.Event | None, *, until: float | None) -> None:
-    """Wait until a time, or for an event if that comes first."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout_at(until):
-            await (event or asyncio.Event()).wait()
-
-
 # --- a chat in an app -------------------------------------------------------------------------------------------------
 
 
-def session_id(say_stream: AsyncSayStream, *, user: str | None = None) -> str:
-    """Return the session of a thread: all who write in it share one conversation; with a user's id, only theirs."""
+def session_id(say_stream: AsyncSayStream, *, per_user: bool = False) -> str:
+    """Return the session of a thread: all who write in it share one conversation, or `per_user` each has their own."""
     thread = say_stream.recipient_team_id, say_stream.channel, say_stream.thread_ts
-    return platform_id("slack", *thread) if user is None else platform_id("slack", *thread, user)
+    return platform_id("slack", *thread, say_stream.recipient_user_id) if per_user else platform_id("slack", *thread)
 
 
 def add_chat(
@@ -227,72 +137,125 @@ def add_chat(
     per_user: bool = False,
     stop_words: Collection[str] = ("stop",),
     status: str = "is thinking…",
-    words: Words | None = None,
     pace: SlackPace | None = None,
+    words: SlackWords | None = None,
 ) -> None:
     """Let an app answer where it is mentioned, and all direct messages, each in the thread of the message.
 
-    A thread is a session; `per_user`: each user has one of their own in it. Who writes one of the `stop_words` while an
-    answer is written ends it. An event that Slack delivers again is answered once. What fails is said in a short line,
-    and logged.
+    Each thread is a session of its own; with `per_user` each person in it is. Who writes one of the `stop_words` in a
+    thread ends the answer that is being written there. An event that Slack delivers again is answered once.
+
+    It answers no bot, and says kindly why there is no answer if there is none. A second question in a session is
+    answered after the first, as the client's `on_busy` says. The client stays open when the app ends; close it then,
+    and live replies show what they have.
 
     It takes the events `app_mention`, `message` in direct messages, and those of assistant threads; listeners that were
-    added before come first.
+    added before come first. What fails is logged to `aheadless.slack`. Raises ConfigurationError if `stop_words` is one
+    text.
     """
-    seen = _Seen(REMEMBERED)
-    words = words or Words()
+    if isinstance(stop_words, str):
+        raise ConfigurationError("stop_words must be several words, such as ('stop', 'halt'), not one text")
+    chat = _Chat(
+        client=client,
+        per_user=per_user,
+        stop_words={_bare(word) for word in stop_words},
+        status=status,
+        pace=pace,
+        words=words or SlackWords(),
+    )
+    listen: Any = app  # slack-bolt's own types say half of it
+    listen.event("app_mention")(chat.answer)
+    listen.event("message", matchers=[_is_direct])(chat.answer)
+    # What no listener takes is answered with a 404, and Slack counts that as a failure.
+    listen.event(re.compile("assistant_thread_(started|context_changed)"))(_let_pass)
 
+
+@attrs.frozen(kw_only=True)
+class _Chat:
+    """The listener for questions, with the options of :func:`add_chat`."""
+
+    client: ChatClient
+    per_user: bool
+    stop_words: set[str]
+    status: str
+    pace: SlackPace | None
+    words: SlackWords
+    seen: _Seen = attrs.field(factory=lambda: _Seen(REMEMBERED))
+
+    # slack-bolt passes its arguments by their names.
     async def answer(
+        self,
         body: dict[str, Any],
         event: dict[str, Any],
         context: AsyncBoltContext,
         say: AsyncSay,
         say_stream: AsyncSayStream,
     ) -> None:
-        if seen.before(body["event_id"]):
+        """Answer an event, if somebody asks something in it that was not answered before."""
+        question = _question(event, context.bot_user_id)
+        if question is None or self.seen.before(body["event_id"]):
             return
-        asked = _question(event, context.bot_user_id)
-        if not asked:
-            return
-        chat = client.chat(session_id(say_stream, user=event.get("user") if per_user else None))
-        if chat.busy and asked.casefold() in stop_words:
+        session = session_id(say_stream, per_user=self.per_user)
+        try:
+            line = await self._reply(session, question, say_stream)
+        except AheadlessError as exc:  # before the turn began
+            logger.warning("a message was not answered: %s", exc, extra={"session_id": session})
+            line = self.words.about(exc)
+        if line is not None:
+            await _say(say, line, say_stream)
+
+    async def _reply(self, session: str, question: str, say_stream: AsyncSayStream) -> str | None:
+        """Show the reply to a question; return what to say if there is none."""
+        chat = self.client.chat(session)
+        if not question:
+            return self.words.no_question
+        if _bare(question) in self.stop_words:
+            if not chat.busy:
+                return self.words.not_running
             chat.stop()
-            return
+            return None
+        stream = chat.stream(question)
         try:
-            stream = chat.stream(asked)
-        except AheadlessError as exc:
-            log.warning("no question in session %s: %s", chat.session_id, exc)
-            await say(words.about(exc), thread_ts=say_stream.thread_ts)
-            return
-        try:
-            await reply_stream(say_stream, stream, status=status, words=words, pace=pace)
+            await reply_stream(say_stream, stream, status=self.status, words=self.words, pace=self.pace)
         except StreamStoppedError:
-            log.info("the answer in session %s was stopped", chat.session_id)
+            pass
         except AheadlessError as exc:
-            log.warning("no answer in session %s: %s", chat.session_id, exc)
+            logger.warning("a message was not answered: %s", exc, extra={"session_id": session})
+        return None
 
-    async def is_direct(event: dict[str, Any]) -> bool:
-        return event.get("channel_type") == "im"
 
-    listen: Any = app  # slack-bolt's own types say half of it
-    listen.event("app_mention")(answer)
-    listen.event("message", matchers=[is_direct])(answer)
-    # What no listener takes is answered with a 404, and Slack counts that as a failure.
-    listen.event(re.compile("assistant_thread_(started|context_changed)"))(_let_pass)
+async def _is_direct(event: dict[str, Any]) -> bool:
+    return event.get("channel_type") == "im"
 
 
 async def _let_pass() -> None:
     """Do nothing."""
 
 
-def _question(event: Mapping[str, Any], bot: str | None) -> str:
-    """Return what a person asked in an event, without the mention of the bot before it; empty if nobody asked."""
-    if event.get("bot_id") or event.get("subtype") not in {None, "file_share", "thread_broadcast"}:
-        return ""
+async def _say(say: AsyncSay, text: str, say_stream: AsyncSayStream) -> None:
+    """Answer with a line of the app's own, if Slack lets it."""
+    try:
+        await say(text, thread_ts=say_stream.thread_ts)
+    except Exception as exc:  # noqa: BLE001 - slack_sdk passes on what its own library raises
+        logger.info("a line was not shown: %s", problem_of(exc))
+
+
+def _bare(word: str) -> str:
+    """Return a word as it is compared: nobody should have to write it without the full stop."""
+    return word.casefold().strip(" .!")
+
+
+def _question(event: Mapping[str, Any], bot: str | None) -> str | None:
+    """Return what a person asked in an event, without the mentions of the bot; None if it is not a person's."""
+    if event.get("bot_id") or not event.get("user") or event.get("subtype") not in _SPOKEN:
+        return None
     text = event.get("text") or ""
     if bot is not None:
-        text = re.sub(rf"\A\s*<@{re.escape(bot)}(\|[^>]*)?>[,:]?", "", text)
+        text = re.sub(rf"\A\s*<@{re.escape(bot)}(\|[^>]*)?>[,:]?|<@{re.escape(bot)}(\|[^>]*)?>", "", text)
     return html.unescape(text).strip()
+
+
+_SPOKEN: Final = {None, "file_share", "thread_broadcast"}
 
 
 class _Seen:

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import secrets
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final
 
 import attrs
 from aiogram import F, Router
@@ -27,7 +27,7 @@ from aheadless.bridges._delivery import Pace
 from aheadless.bridges._ids import platform_id
 from aheadless.bridges._telegram_page import Place, StopButton, TelegramPage
 from aheadless.bridges._writer import Words, write_reply
-from aheadless.exceptions import AheadlessError, ConfigurationError, StreamStoppedError, UsageError
+from aheadless.exceptions import AheadlessError, StreamStoppedError, UsageError, snippet
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -37,12 +37,9 @@ if TYPE_CHECKING:
 
     from aheadless import ChatClient, Reply, ReplyStream
 
-__all__ = ["SessionPer", "TelegramWords", "chat_router", "reply_stream"]
+__all__ = ["TelegramWords", "chat_router", "reply_stream", "session_id"]
 
-logger = logging.getLogger("aheadless")
-
-SessionPer: TypeAlias = Literal["topic", "user"]
-"""Who shares a session: all who write in a chat, or in a topic if it has topics; or each user has one there."""
+logger = logging.getLogger("aheadless.telegram")
 
 PRIVATE_PACE: Final = Pace(every=1.0)
 # A bot may send 20 messages a minute to a group, and edits count:
@@ -66,14 +63,15 @@ NO_TEXT: Final = {
 
 @attrs.frozen(kw_only=True)
 class TelegramWords(Words):
-    """What people read of a :func:`chat_router` besides replies; each text can be another."""
+    """What people read on Telegram besides the replies."""
 
     hello: str = "Hello! What would you like to know?"
+    no_question: str = "Yes? Ask me something. I can only read text."
     stop: str = "⏹ Stop"
+    """On the button."""
     stopping: str = "Stopped."
     not_running: str = "There is nothing to stop."
-    not_yours: str = "Only who asked can stop this answer."
-    only_text: str = "I can only read text."
+    not_yours: str = "Only the person who asked can stop this reply."
 
 
 async def reply_stream(
@@ -82,6 +80,7 @@ async def reply_stream(
     *,
     drafts: bool = True,
     pace: Pace | None = None,
+    placeholder: str = "…",
     words: Words | None = None,
 ) -> Reply:
     """Show a reply to a message, in its chat and topic, while it is being written; return it when it is there.
@@ -96,20 +95,13 @@ async def reply_stream(
     the turn is interrupted, and one last edit of at most 2 s shows the text so far. As the Bot API has no way to tell
     that a message is the same as one before, a text whose sending timed out may be there twice.
     """
-    return await _write(message, stream, drafts=drafts, pace=pace, words=words or Words(), button=None)
+    page = _page(message, stream, drafts=drafts, button=None)
+    return await _write(page, message, stream, pace=pace, placeholder=placeholder, words=words)
 
 
-async def _write(
-    message: Message,
-    stream: ReplyStream,
-    *,
-    drafts: bool,
-    pace: Pace | None,
-    words: Words,
-    button: StopButton | None,
-) -> Reply:
+def _page(message: Message, stream: ReplyStream, *, drafts: bool, button: StopButton | None) -> TelegramPage:
     private = message.chat.type == ChatType.PRIVATE
-    page = TelegramPage(
+    return TelegramPage(
         _bot_of(message),
         _place_of(message),
         stream,
@@ -118,9 +110,21 @@ async def _write(
         mentions=private,
         button=button,
     )
+
+
+async def _write(
+    page: TelegramPage,
+    message: Message,
+    stream: ReplyStream,
+    *,
+    pace: Pace | None,
+    placeholder: str,
+    words: Words | None,
+) -> Reply:
+    pace = pace or (PRIVATE_PACE if message.chat.type == ChatType.PRIVATE else GROUP_PACE)
     async with page.attended():
-        pace = pace or (PRIVATE_PACE if private else GROUP_PACE)
-        return await write_reply(page, stream, pace=pace, words=words, conclude=True)  # a draft, or a button, must go
+        # To conclude, as a draft, or a button, must go.
+        return await write_reply(page, stream, pace=pace, placeholder=placeholder, words=words, conclude=True)
 
 
 def _bot_of(message: Message) -> Bot:
@@ -135,32 +139,46 @@ def _place_of(message: Message) -> Place:
     return Place(_bot_of(message).id, message.chat.id, topic)
 
 
+def session_id(message: Message, *, per_user: bool = False) -> str:
+    """Return the session of a chat or topic: all who write in it share one, or `per_user` each has their own in it."""
+    place = _place_of(message)
+    parts = (place.chat_id, place.topic)
+    return platform_id("tg", *parts, _sender(message)) if per_user else platform_id("tg", *parts)
+
+
 def chat_router(
     client: ChatClient,
     *,
-    session_per: SessionPer = "topic",
+    per_user: bool = False,
     drafts: bool = True,
     pace: Pace | None = None,
+    placeholder: str = "…",
     words: TelegramWords | None = None,
 ) -> Router:
-    """Return a router that answers: in private chats every text, in groups what mentions the bot or replies to it.
+    """Return a router that answers in private chats every text, in groups what mentions the bot or replies to it.
 
-    Each chat, or each of its topics, has a session; or each user has one there, with `session_per="user"`. The other
-    options are those of :func:`reply_stream`. A reply can be stopped by who asked, and in a group by administrators:
-    with the button below it or with /stop. /start says hello; other commands are left to other routers.
+    ::
 
-    When the dispatcher ends, the replies that are being written are stopped, and have five seconds to say so. Replies
-    that fail are logged to `aheadless`. Raises ConfigurationError for another `session_per`.
+        dispatcher.include_router(chat_router(client))
+
+    Each chat and each topic is a session of its own; with `per_user` each person in it is. The other options are those
+    of :func:`reply_stream`. A reply can be stopped by who asked, and in a group by administrators: with the button
+    below it or with /stop. /start says hello; other commands are left to other routers.
+
+    It answers no bot, and says kindly why there is no answer if there is none. A second question in a session is
+    answered after the first, as the client's `on_busy` says. The client stays open when the dispatcher ends; live
+    replies are stopped then and show what they have, for which they have five seconds. What fails is logged to
+    `aheadless.telegram`.
     """
-    if session_per not in get_args(SessionPer):
-        raise ConfigurationError(f"session_per must be one of {get_args(SessionPer)}, not {session_per!r}")
-    bot = _ChatBot(client, session_per=session_per, drafts=drafts, pace=pace, words=words or TelegramWords())
+    bot = _ChatBot(
+        client, per_user=per_user, drafts=drafts, pace=pace, placeholder=placeholder, words=words or TelegramWords()
+    )
     router = Router(name="aheadless")
     private = F.chat.type == ChatType.PRIVATE
     router.message.register(bot.hello, CommandStart(), private)
     router.message.register(bot.stop, Command("stop"))
     router.message.register(bot.answer, asked)
-    router.message.register(bot.cannot_read, private, F.content_type.in_(NO_TEXT))
+    router.message.register(bot.no_question, private, F.content_type.in_(NO_TEXT))
     router.callback_query.register(bot.press, F.data.startswith(StopButton.PREFIX))
     router.stopped_message_generation.register(bot.stop_draft)
     router.shutdown.register(bot.close)
@@ -195,7 +213,7 @@ async def asked(message: Message, bot: Bot) -> bool | dict[str, str]:
         if entity.type == "mention" and name.lower() == f"@{me.username}".lower():
             meant, text = True, text.replace(name, "")
     question = text.strip()
-    return {"question": question} if meant and question else False
+    return {"question": question} if meant else False
 
 
 @attrs.frozen(eq=False)
@@ -212,34 +230,41 @@ class _ChatBot:
     """The handlers of a router, and the replies that are being written, by the numbers of their buttons."""
 
     def __init__(
-        self, client: ChatClient, *, session_per: SessionPer, drafts: bool, pace: Pace | None, words: TelegramWords
+        self,
+        client: ChatClient,
+        *,
+        per_user: bool,
+        drafts: bool,
+        pace: Pace | None,
+        placeholder: str,
+        words: TelegramWords,
     ) -> None:
         self._client = client
-        self._session_per = session_per
-        self._drafts = drafts
-        self._pace = pace
-        self._words = words
+        self._per_user, self._drafts = per_user, drafts
+        self._pace, self._placeholder, self._words = pace, placeholder, words
         self._live: dict[int, _Live] = {}
 
     async def answer(self, message: Message, question: str) -> None:
         """Answer a question."""
-        place = _place_of(message)
-        parts = (place.chat_id, place.topic, _sender(message))
-        session_id = platform_id("tg", *(parts if self._session_per == "user" else parts[:2]))
+        if not question:
+            await self.no_question(message)
+            return
+        session = session_id(message, per_user=self._per_user)
         try:
-            stream = self._client.chat(session_id).stream(question)
+            stream = self._client.chat(session).stream(question)
         except AheadlessError as exc:
-            logger.warning("no answer to a question on Telegram, session %s: %s", session_id, exc)
+            logger.warning("a message was not answered: %s", exc, extra={"session_id": session})
             await self._say(message, self._words.about(exc))
             return
         with self._stoppable(message, stream) as button:
+            page = _page(message, stream, drafts=self._drafts, button=button)
             try:
-                await _write(message, stream, drafts=self._drafts, pace=self._pace, words=self._words, button=button)
+                await _write(page, message, stream, pace=self._pace, placeholder=self._placeholder, words=self._words)
             except StreamStoppedError:
                 pass
             except AheadlessError as exc:
                 why = str(exc.__cause__ or exc).replace(_bot_of(message).token, "…")
-                logger.warning("an answer on Telegram is not complete, session %s: %s (%s)", session_id, exc, why)
+                logger.warning("a message was not answered: %s", snippet(why), extra={"session_id": session})
 
     @contextmanager
     def _stoppable(self, message: Message, stream: ReplyStream) -> Generator[StopButton]:
@@ -256,9 +281,9 @@ class _ChatBot:
         """Greet."""
         await self._say(message, self._words.hello)
 
-    async def cannot_read(self, message: Message) -> None:
+    async def no_question(self, message: Message) -> None:
         """Say that there is no text to be read."""
-        await self._say(message, self._words.only_text)
+        await self._say(message, self._words.no_question)
 
     async def stop(self, message: Message) -> None:
         """Stop what is being written where /stop was said."""
