@@ -765,7 +765,7 @@ async def test_closed_client(platform: SlackPlatform, client: ChatClient, delive
     await deliver(platform.event("Hi"))
     await finished()
 
-    assert platform.texts() == [WORDS.failed]
+    assert platform.texts() == [WORDS.stopped]
     assert "Traceback" not in caplog.text
 
 
@@ -910,6 +910,6 @@ async def test_example_that_is_interrupted(platform: SlackPlatform, scripted: Sc
         async with asyncio.timeout(20):
             _, complaints = await program.communicate()
 
-    assert platform.texts() == [f"One\n\n{WORDS.failed}"]
+    assert platform.texts() == [f"One\n\n{WORDS.stopped}"]
     assert not platform.streaming
     assert (program.returncode, complaints) == (0, b"")

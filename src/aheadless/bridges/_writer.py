@@ -11,6 +11,7 @@ from aheadless.bridges._delivery import Pace, Schedule
 from aheadless.bridges._split import closed, cut
 from aheadless.exceptions import (
     AheadlessError,
+    ClientClosedError,
     ConnectError,
     ConnectionLostError,
     Delivery,
@@ -127,7 +128,7 @@ class Words:
     def about(self, error: BaseException) -> str:
         """Return what to say of an error."""
         for kinds, words in (
-            ((StreamStoppedError, asyncio.CancelledError), self.stopped),
+            ((StreamStoppedError, ClientClosedError, asyncio.CancelledError), self.stopped),
             ((SessionBusyError,), self.busy),
             ((RateLimitError,), self.rate_limited),
             ((ConnectError,), self.unreachable),
