@@ -12,8 +12,10 @@ import html
 import logging
 import re
 from collections import OrderedDict
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from aheadless._extras import needs
 from aheadless.bridges._ids import platform_id
 from aheadless.bridges._slack_calls import Problem, Step, Unclear, problem_of, request
 from aheadless.bridges._slack_plan import SlackPace, SlackPlan
@@ -22,6 +24,9 @@ from aheadless.bridges._writer import CALL_WITHIN, CANCEL_WITHIN, FINAL_WITHIN, 
 from aheadless.exceptions import AheadlessError, StreamStoppedError, UsageError
 from aheadless.protocol.codec import trim
 from aheadless.protocol.turn import TurnState
+
+with needs("aheadless[slack]"):
+    import_module("slack_bolt")  # only its objects are used, which the application makes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
