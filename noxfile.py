@@ -180,10 +180,10 @@ def package(session: nox.Session) -> None:
 
     program = Path("scripts/try_extra.py").resolve()
     session.chdir(folder)
-    command = make_environment(session, str(wheel)).with_name("aheadless")
+    command = make_environment(session, folder / "venv", str(wheel)).with_name("aheadless")
     session.run(str(command), "demo", "--once", external=True, success_codes=[2])  # says what to install
     for extra in PROJECT["project"]["optional-dependencies"]:
-        python = make_environment(session, f"{wheel}[{extra}]")
+        python = make_environment(session, folder / "venv", f"{wheel}[{extra}]")
         if extra != "cli":
             session.run(str(python), str(program), extra, external=True)
             continue
@@ -192,11 +192,13 @@ def package(session: nox.Session) -> None:
             session.error(f"the demo did not answer from its documentation:\n{said}")
 
 
-def make_environment(session: nox.Session, requirement: str) -> Path:
+def make_environment(session: nox.Session, folder: Path, requirement: str) -> Path:
     """Make an environment with nothing else in it, in the place of the one before, and return its Python."""
-    session.run("python", "-m", "venv", "--clear", "venv")
-    python = Path("venv", "Scripts/python.exe" if os.name == "nt" else "bin/python").resolve()
-    session.run(str(python), "-m", "pip", "install", "--quiet", "--no-compile", requirement, external=True)
+    session.run("python", "-m", "venv", "--clear", str(folder))
+    # Not resolved: it is a link, and what it leads to would install for everybody.
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    install = (str(python), "-m", "pip", "install", "--quiet", "--no-compile", requirement)
+    session.run(*install, external=True, env={"PIP_REQUIRE_VIRTUALENV": "1"})
     return python
 
 
