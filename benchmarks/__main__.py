@@ -2,8 +2,9 @@
 
 Each figure is a ratio of two measurements of this run, each in a process of its own on a core of its own, taken in
 turns and summed up by their medians; the responder has the other core. Microseconds differ from machine to machine, and
-on a shared one from minute to minute; ratios do so much less. The table goes to stdout, everything to
-`benchmarks/results.json`, and the plots to `docs/pictures/`. Peers that are not installed are left out and named.
+on a shared one from minute to minute; ratios do so much less. The table goes to stdout, all figures to
+`benchmarks/results.json`, and table and plots to `docs/explanation/performance.md`. Peers that are not installed are
+left out and named.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from benchmarks.clients import PACKAGES
 
 RESULTS = Path("benchmarks/results.json")
 PICTURES = Path("docs/pictures")
+PAGE = Path("docs/explanation/performance.md")
 FLOOR, PLAIN, OURS, TEXT, ON_TOKEN = (
     "aiohttp, read only",
     "aiohttp + orjson",
@@ -41,6 +43,11 @@ FLOOR, PLAIN, OURS, TEXT, ON_TOKEN = (
     "aheadless, text()",
     "aheadless, on_token",
 )
+PLOTS = {
+    "bench-cpu.svg": "CPU a token of each client, in a burst",
+    "bench-streams.svg": "CPU, memory and delay against the number of streams",
+    "bench-lines.svg": "The time for one line against its length",
+}
 PEERS = ("ollama", "anthropic", "openai")
 
 
@@ -59,6 +66,13 @@ class Row:
     @property
     def met(self) -> bool:
         return self.found <= self.goal if self.less_is_better else self.found >= self.goal
+
+    @property
+    def shown(self) -> str:
+        """The figure as people read it, and how far the rounds were apart."""
+        digits = 0 if abs(self.found) >= 100 else 2
+        spread = f" (±{self.spread / 2:.{digits}f})" if self.spread else ""
+        return f"{self.found:.{digits}f}{self.unit}{spread}"
 
 
 class Bench:
@@ -96,7 +110,7 @@ class Bench:
 
     @property
     def rounds(self) -> int:
-        return 3 if self.quick else 9
+        return 3 if self.quick else 5
 
 
 def available(client: str) -> bool:
@@ -209,7 +223,7 @@ def many(bench: Bench) -> None:
 def first_token(bench: Bench) -> None:
     """How long the first token takes on a warm connection, beyond what plain aiohttp takes."""
     clients = [client for client in (PLAIN, OURS, "httpx + json") if available(client)]
-    turns = 200 if bench.quick else 1000
+    turns = 200 if bench.quick else 500
     found = bench.in_turns(
         "first token",
         bench.rounds,
@@ -266,7 +280,7 @@ def imports(bench: Bench) -> None:
 
     found = bench.in_turns(
         "imports",
-        11 if bench.quick else 25,
+        7 if bench.quick else 15,
         {
             "aiohttp": seconds("-c", "import aiohttp"),
             "aheadless": seconds("-c", "import aheadless"),
@@ -284,7 +298,7 @@ def server(bench: Bench) -> None:
     turns, streams = (300, 50) if bench.quick else (2000, 200)
     found = bench.in_turns(
         "the embedded server",
-        3 if bench.quick else 7,
+        3 if bench.quick else 5,
         {name: lambda name=name: servers.measured(name, turns=turns, streams=streams) for name in servers.KINDS},
     )
     bench.found["server"] = {
@@ -364,19 +378,32 @@ def machine() -> dict[str, str]:
 
 
 def shown(rows: list[Row]) -> Table:
-    table = Table("goal", "found", "spread", "wanted", "")
+    table = Table("goal", "found", "wanted", "")
     for row in rows:
         sign = "≤" if row.less_is_better else "≥"
-        spread = f"±{row.spread / 2:.2f}" if row.spread else ""
-        digits = 0 if abs(row.found) >= 100 else 2
-        table.add_row(
-            row.name,
-            f"{row.found:.{digits}f}{row.unit}",
-            spread,
-            f"{sign} {row.goal:g}{row.unit}",
-            "yes" if row.met else "no",
-        )
+        table.add_row(row.name, row.shown, f"{sign} {row.goal:g}{row.unit}", "yes" if row.met else "no")
     return table
+
+
+def write_page(rows: list[Row], about: dict[str, str], found: dict[str, Any]) -> None:
+    """Put the table, the plots and the machine's name into the page, between its marks."""
+    lines = ["| | found | wanted | |", "|---|---|---|---|"]
+    for row in rows:
+        sign = "≤" if row.less_is_better else "≥"
+        lines.append(
+            f"| {row.name} | {row.shown} | {sign} {row.goal:g}{row.unit} | {'met' if row.met else 'not met'} |"
+        )
+    for name, figure in found.get("uvloop", {}).items():
+        client, _, loop = name.partition("|")
+        lines.append(f"| paced at 50 a second, {client} on {loop} | {figure:.1f} µs a token | | |")
+    lines += ["", ", ".join(f"{name} {value}" for name, value in about.items()) + ".", ""]
+    for name, title in PLOTS.items():
+        if (PICTURES / name).exists():
+            lines += [f"![{title}](../pictures/{name})", ""]
+    before, _, rest = PAGE.read_text("utf-8").partition("<!-- results -->\n")
+    _, _, after = rest.partition("<!-- /results -->")
+    table = "\n".join(lines).rstrip() + "\n"
+    PAGE.write_text(f"{before}<!-- results -->\n{table}<!-- /results -->{after}", "utf-8")
 
 
 def main() -> None:
@@ -400,6 +427,7 @@ def main() -> None:
             json.dumps({"machine": about, "goals": rows, "found": bench.found}, indent=1) + "\n", "utf-8"
         )
         plots.draw(bench.found, PICTURES)
+        write_page(bench.rows, about, bench.found)
 
 
 if __name__ == "__main__":

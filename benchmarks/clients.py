@@ -156,7 +156,7 @@ async def our_client(base: str) -> AsyncIterator[Callable[[str], Any]]:
                 api_key="bench",
                 endpoint=f"/chat/{path}/v1",
                 max_connections=100_000,
-                timeouts=Timeouts(first_token=None, idle=None),
+                timeouts=Timeouts(connect=None, first_token=None, idle=None),
             )
         number += 1
         return clients[path].chat(f"bench-{number}")

@@ -83,18 +83,22 @@ async def open_streams(base: str, client: str, streams: int) -> float:
     """Return the KiB of memory that an open stream takes, after its first token."""
     came = asyncio.Semaphore(0)
     async with CLIENTS[client](base, lambda _text: came.release()) as ask:
-        # What is loaded once and what grows by doubling is there already.
-        first = [asyncio.ensure_future(ask("stalled/1/0")) for _ in range(200)]
-        await arrived(came, 200)
-        gc.collect()
+        tasks: list[asyncio.Future[int]] = []
+
+        async def open_more(number: int) -> None:
+            # Not all at once, which nobody does: what opening them takes would count, and it is given back.
+            for _ in range(number // 50):
+                tasks.extend(asyncio.ensure_future(ask("stalled/1/0")) for _ in range(50))
+                await arrived(came, 50)
+            gc.collect()
+
+        await open_more(200)  # what is made once, and what grows by doubling, is there by now
         before = resident()
-        tasks = [asyncio.ensure_future(ask("stalled/1/0")) for _ in range(streams)]
-        await arrived(came, streams)
-        gc.collect()
+        await open_more(streams)
         grown = resident() - before
-        for task in first + tasks:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*first, *tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
     return grown / streams / 1024
 
 

@@ -244,16 +244,22 @@ async def test_unknown_host(make_client: MakeClient) -> None:
     assert "the host of http://nowhere.internal is not known" in str(error)
 
 
-async def test_connect_timeout_in_a_full_pool(scripted: ScriptedServer, make_client: MakeClient) -> None:
-    """Waiting for a free connection is waiting for a connection; it is not silent."""
+async def test_connect_timeout_in_a_full_pool(
+    scripted: ScriptedServer, make_client: MakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Waiting for a free connection is waiting for a connection; it is not silent, and both say what to change."""
     scripted.add(Script(FIRST, end="stall"))
     client = make_client(scripted.url, max_connections=1, timeouts=Timeouts(connect=0.05))
 
     async with client.chat("other").stream("Hi"):
         error = await failure(client)
+        again = await failure(client)
 
     assert isinstance(error, RequestTimeoutError)
     assert (error.phase, error.delivery) == ("connect", NS)
+    assert str(error) == str(again) == "all 1 connections were busy until the time-out (max_connections)"
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage() == "all 1 connections are busy; streams wait for one, or raise max_connections"
 
 
 @pytest.mark.parametrize("data", [b"", FIRST[:30]])

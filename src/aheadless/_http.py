@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import ssl as ssl_module
 from datetime import datetime, timezone
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Key", "OnNews", "Transport"]
 
+logger: logging.Logger = logging.getLogger("aheadless")
+
 OnNews: TypeAlias = "Callable[[Delivery, float | None], None]"
 """Hears of a request on its way: :meth:`Transport.open_stream` tells what."""
 
@@ -99,6 +102,8 @@ class _Evidence:
     connect: float | None = None
     """How many seconds it took to connect; None if an open connection is used again, or as long as there is none."""
     sent: bool = False
+    queued: bool = False
+    """Whether all connections are busy, and it waits for one."""
 
     @property
     def delivery(self) -> Delivery:
@@ -111,33 +116,51 @@ class _Evidence:
             self.on_news(self.delivery, self.connect)
 
 
-def _make_trace() -> aiohttp.TraceConfig:
-    async def started(_session: object, context: object, _params: object) -> None:
+def _make_trace(on_full: Callable[[], None]) -> aiohttp.TraceConfig:
+    """Return what gathers the evidence; `on_full` is called when a request has to wait as all connections are busy."""
+
+    async def queued(_session: object, context: object, _params: object) -> None:
         if (evidence := _evidence(context)) is not None:
-            evidence.started_at = asyncio.get_running_loop().time()
-            evidence.tell()
-
-    async def created(session: object, context: object, params: object) -> None:
-        if (evidence := _evidence(context)) is not None and evidence.started_at is not None:
-            evidence.connect = asyncio.get_running_loop().time() - evidence.started_at
-        await connected(session, context, params)
-
-    async def connected(_session: object, context: object, _params: object) -> None:
-        if (evidence := _evidence(context)) is not None and evidence.on_connected is not None:
-            evidence.on_connected()
-
-    async def sent(_session: object, context: object, _params: object) -> None:
-        if (evidence := _evidence(context)) is not None:
-            evidence.sent = True
-            evidence.tell()
+            evidence.queued = True
+            on_full()
 
     trace = aiohttp.TraceConfig()
-    trace.on_request_start.append(started)
-    trace.on_connection_create_end.append(created)
-    trace.on_connection_reuseconn.append(connected)
-    trace.on_request_headers_sent.append(sent)
+    trace.on_request_start.append(_started)
+    trace.on_connection_queued_start.append(queued)
+    trace.on_connection_queued_end.append(_left_queue)
+    trace.on_connection_create_end.append(_created)
+    trace.on_connection_reuseconn.append(_connected)
+    trace.on_request_headers_sent.append(_sent)
     trace.freeze()
     return trace
+
+
+async def _started(_session: object, context: object, _params: object) -> None:
+    if (evidence := _evidence(context)) is not None:
+        evidence.started_at = asyncio.get_running_loop().time()
+        evidence.tell()
+
+
+async def _left_queue(_session: object, context: object, _params: object) -> None:
+    if (evidence := _evidence(context)) is not None:
+        evidence.queued = False
+
+
+async def _created(session: object, context: object, params: object) -> None:
+    if (evidence := _evidence(context)) is not None and evidence.started_at is not None:
+        evidence.connect = asyncio.get_running_loop().time() - evidence.started_at
+    await _connected(session, context, params)
+
+
+async def _connected(_session: object, context: object, _params: object) -> None:
+    if (evidence := _evidence(context)) is not None and evidence.on_connected is not None:
+        evidence.on_connected()
+
+
+async def _sent(_session: object, context: object, _params: object) -> None:
+    if (evidence := _evidence(context)) is not None:
+        evidence.sent = True
+        evidence.tell()
 
 
 def _evidence(context: object) -> _Evidence | None:
@@ -170,7 +193,8 @@ class Answer:
         self._deadline: float | None = None  # of the read that is waiting now
         self._timer: asyncio.TimerHandle | None = None
         self._taken = 0
-        self._watch(response.connection)
+        self._protocol = None if response.connection is None else response.connection.protocol
+        self._watch()
 
     @property
     def date(self) -> datetime | None:
@@ -233,32 +257,30 @@ class Answer:
 
         self._content.on_eof(ended)
 
-    def _watch(self, connection: aiohttp.connector.Connection | None) -> None:
+    def _watch(self) -> None:
         """See to it that a reader does not wait for a connection that is gone.
 
         aiohttp leaves it waiting when the framing breaks after the head: it closes the connection and tells nobody
         (seen on 3.14.5).
         """
-        protocol = None if connection is None else connection.protocol
-        if protocol is None or self._content.is_eof():
+        if self._protocol is None or self._content.is_eof():
             return
-        content = self._content
-
-        def gone(_closed: asyncio.Future[None] | None = None) -> None:
-            if not content.is_eof() and content.exception() is None:
-                content.set_exception(protocol.exception() or aiohttp.ServerDisconnectedError())
-
-        if (closed := protocol.closed) is None:
-            gone()
+        if (closed := self._protocol.closed) is None:
+            self._gone()
             return
         closed.remove_done_callback(_retrieve)  # once for all answers of a connection
         closed.add_done_callback(_retrieve)
-        closed.add_done_callback(gone)
+        closed.add_done_callback(self._gone)
+        self._content.on_eof(self._unwatch)
 
-        def ended() -> None:
-            closed.remove_done_callback(gone)
+    def _gone(self, _closed: asyncio.Future[None] | None = None) -> None:
+        assert self._protocol is not None  # noqa: S101 - it is what was watched
+        if not self._content.is_eof() and self._content.exception() is None:
+            self._content.set_exception(self._protocol.exception() or aiohttp.ServerDisconnectedError())
 
-        content.on_eof(ended)
+    def _unwatch(self) -> None:
+        if self._protocol is not None and self._protocol.closed is not None:
+            self._protocol.closed.remove_done_callback(self._gone)
 
     def _arm(self, deadline: float | None) -> None:
         # One timer, moved when it rings: a new one for each read would cost more than the read.
@@ -414,6 +436,7 @@ class Transport:
         self._ssl = True if ssl is None else ssl
         self._proxy = proxy
         self._max_connections = max_connections
+        self._was_full = False
         self._trace: aiohttp.TraceConfig | None = None
 
     async def open_stream(
@@ -531,7 +554,8 @@ class Transport:
                     trace_request_ctx=evidence,
                 )
         except TimeoutError:
-            failure = RequestTimeoutError(phase=limits.expired(), delivery=evidence.delivery)
+            said = f"{self._all_connections} were busy until the time-out (max_connections)" if evidence.queued else ""
+            failure = RequestTimeoutError(said, phase=limits.expired(), delivery=evidence.delivery)
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as exc:
             failure = _request_failure(exc, evidence, self.base_url)
         except AheadlessError as exc:  # what `on_news` raised
@@ -547,6 +571,19 @@ class Transport:
             await _refuse(response, answer, key)
         return answer
 
+    @property
+    def _all_connections(self) -> str:
+        limit = self._max_connections
+        if self._session is not None and self._session.connector is not None:
+            limit = self._session.connector.limit  # of the user's own session
+        return f"all {limit} connections"
+
+    def _note_full(self) -> None:
+        """Say once that the number of connections is what holds streams up: nothing else would show it."""
+        if not self._was_full:
+            self._was_full = True
+            logger.warning("%s are busy; streams wait for one, or raise max_connections", self._all_connections)
+
     def _open_session(self) -> aiohttp.ClientSession:
         if self._closed:
             raise ClientClosedError("the client is closed")
@@ -559,7 +596,7 @@ class Transport:
         elif self._session.closed:
             raise UsageError("the aiohttp session that this client was given is closed")
         if self._trace is None:
-            self._trace = _make_trace()
+            self._trace = _make_trace(self._note_full)
             self._session.trace_configs.append(self._trace)
         return self._session
 

@@ -94,6 +94,7 @@ class Telling:
         pass
 
     async def send(self, stream: ReplyStream) -> Telling:
+        stream.note_request()
         return self
 
     def settle(self, stream: ReplyStream, outcome: Reply | AheadlessError) -> None:

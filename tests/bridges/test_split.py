@@ -10,7 +10,7 @@ from types import FrameType
 
 import attrs
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from wcwidth import iter_graphemes
 
@@ -167,7 +167,7 @@ def fences(text: str) -> Iterator[tuple[str, str]]:
         opens = re.fullmatch(r"(> |   )?(`{3,}|~{3,})([^`]*)", line)
         if not mark and opens:
             margin, mark, language, lines = opens[1] or "", opens[2], opens[3], []
-        elif mark and re.fullmatch(rf"{mark}{mark[0]}*\s*", bare):
+        elif mark and re.fullmatch(rf" {{0,3}}{mark}{mark[0]}*\s*", bare):
             yield language, "".join(lines)
             margin = mark = ""
         elif mark:
@@ -175,6 +175,17 @@ def fences(text: str) -> Iterator[tuple[str, str]]:
     assert not mark, "a fence was left open"
 
 
+LINE = "       return [a](b)\n"
+
+
+@example(
+    [Block("## A heading\n\n   ```js x=y\n" + LINE * 2 + "   ```", code="    return [a](b)" * 2, language="js x=y")], 55
+)
+@example(
+    [Block("## A heading\n\n1. " + "x " * 24 + "\n\n   ```\n   # c\n" + LINE + "   ```", code="# c    return [a](b)")],
+    87,
+)
+@example([Block("aaa bbb ccc ddd eee fff ggg hhh\n\n   ```\n   x\n   ```", code="x")], 34)
 @given(DOCUMENTS, st.integers(60, 200))
 def test_code_stays_code(blocks, limit):
     """Every part closes its fences, and their code is what it was, in the language that it was in."""
@@ -233,6 +244,7 @@ def test_every_state_of_a_reply_that_grows(blocks, limit, data):
         (30, "- one\n- two three four\n  and five", ["- one\n", "- two three four\n  and five"]),
         (20, "see [the link](http://x.y)", ["see ", "[the ", "link](http://x.y)"]),
         (24, "Look, [the link](http://x.y)", ["Look, ", "[the link](http://x.y)"]),
+        (24, "Look, [no link](here\nor there)", ["Look, [no link](here\n", "or there)"]),
         (30, "A word about it\n\n## Heading\n\nText", ["A word about it\n\n", "## Heading\n\nText"]),
     ],
 )
@@ -257,6 +269,11 @@ def test_where_a_text_is_cut(limit, text, parts):
         (20, "~~~\n```\nx = 1\ny = 22\n~~~\nz", ["~~~\n```\nx = 1\n~~~", "~~~\ny = 22\n~~~\nz"]),
         (30, "````md\n```py\nx = 1\n```\nand\n````", ["````md\n```py\nx = 1\n```\n````", "````md\nand\n````"]),
         (16, "```python\nx = 1\ny = 2\n```", ["```python\nx \n```", "```\n= 1\n```", "```\ny = 2\n```"]),
+        (
+            30,
+            "```\n{'a': '" + "x" * 36 + "'}\n```",
+            ["```\n{'a': '" + "x" * 15 + "\n```", "```\n" + "x" * 21 + "'\n```", "```\n}\n```"],
+        ),
         (8, "```py\nabcdef\n```", ["```py\n", "abcdef\n", "```"]),
         (32, "```js``` is no block, and this is text", ["```js``` is no block, and this ", "is text"]),
     ],

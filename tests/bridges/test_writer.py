@@ -271,6 +271,20 @@ def test_a_reply_that_could_not_be_saved():
     run_virtually(main())
 
 
+def test_a_turn_that_was_complete_before():
+    """A reply that was read already is shown at once."""
+
+    async def main():
+        page = FakePage()
+        stream = told("Hel", "lo")
+        reply = await stream
+        assert await write_reply(page, stream) is reply
+
+        assert page.messages == ["Hello"]
+
+    run_virtually(main())
+
+
 def test_an_error_of_the_caller():
     """What a callback raises comes out, after people were told that something went wrong."""
 

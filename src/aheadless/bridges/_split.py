@@ -16,6 +16,7 @@ import attrs
 from wcwidth import grapheme_boundary_before
 
 from aheadless._options import parse_count
+from aheadless.bridges._fences import MARGIN, Fence, FenceReader, Line
 from aheadless.bridges._inline import kept_whole
 from aheadless.exceptions import InvalidRequestError
 
@@ -24,19 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "closed", "cut", "split_text"]
 
-# What a cut is worth, from the best: between paragraphs, lines, sentences, words.
-PARAGRAPH: Final = 3
-LINE: Final = 2
-SENTENCE: Final = 1
-WORD: Final = 0
+# What a cut is worth, from the best: between paragraphs, lines, sentences, words, and within a line of code.
+PARAGRAPH: Final = 4
+LINE: Final = 3
+SENTENCE: Final = 2
+WORD: Final = 1
+INNER: Final = 0
 
-# Quotes and indentation, and the marks of list items that may stand before a fence.
-_MARGIN: Final = r"(?P<quote>(?:[ ]*+>)*+)(?P<indent>[ \t]*+)"
-_MARKERS: Final = r"(?P<item>(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)*+)"
-_OPENER: Final = re.compile(_MARGIN + _MARKERS + r"(?P<mark>`{3,}+(?=[^`\n]*+\n?\Z)|~{3,}+)(?P<info>[^\n]*+)\n?")
-_OPENER_MARK: Final = re.compile(_MARGIN + _MARKERS + r"(?:`{3,}+|~{3,}+)")
-_CLOSER: Final = re.compile(_MARGIN + r"(?P<run>`*+|~*+)(?P<after>[ \t\r]*+\n?)")
-_LINE: Final = re.compile(_MARGIN + r"(?P<item>(?:[-*+]|\d{1,9}[.)])(?=\s|\Z))?(?P<heading>#{1,6}(?=[ \t]))?")
+_LINE: Final = re.compile(MARGIN + r"(?P<item>(?:[-*+]|\d{1,9}[.)])(?=\s|\Z))?(?P<heading>#{1,6}(?=[ \t]))?")
 _SOLID: Final = re.compile(r"\S")
 # Where a line may be cut: after white space that breaks, and after the punctuation of scripts that have none.
 _GAP: Final = re.compile(r"(?P<space>[^\S\xa0\u202f]+)|[。！？，、；：]+[」』）】”’]*")
@@ -117,32 +113,11 @@ class _Measure:
 
 
 @attrs.frozen
-class _Fence:
-    """An open code fence."""
-
-    margin: str
-    """What its lines begin with: quote marks, indentation."""
-    quoted: bool
-    mark: str
-    info: str
-
-    @property
-    def closing(self) -> str:
-        return self.margin + self.mark
-
-    def opening(self, *, fresh: bool, info: bool = True) -> str:
-        """Return what opens it again, at the beginning of a line of code or within one."""
-        line = self.margin + self.mark + (self.info if info else "") + "\n"
-        # A line of a quote that does not begin as one would end it.
-        return line if fresh or not self.quoted else line + self.margin
-
-
-@attrs.frozen
 class _Place:
     """A place in the text, and all of what is before it that matters after it."""
 
     at: int = 0
-    fence: _Fence | None = None
+    fence: Fence | None = None
     fresh: bool = True
     """Whether a line begins here."""
 
@@ -157,17 +132,6 @@ class _Break:
     """Where the list item begins in which it lies."""
 
 
-@attrs.frozen
-class _Line:
-    """A line, or what is known of it."""
-
-    start: int
-    fence: _Fence | None
-    """The one that is open before it."""
-    fresh: bool = True
-    """False for the rest of a line that was cut."""
-
-
 class _Cutter:
     """Goes through a text once, part by part."""
 
@@ -175,6 +139,7 @@ class _Cutter:
         self.text = text
         self.limit = limit
         self.measure = measure
+        self.fences = FenceReader(text, self.affords)
         self.solid_end = len(text.rstrip())
 
     def __iter__(self) -> Iterator[Part]:
@@ -196,61 +161,10 @@ class _Cutter:
             head = place.fence.opening(fresh=place.fresh, info=False)
         return head
 
-    def affords(self, fence: _Fence) -> bool:
+    def affords(self, fence: Fence) -> bool:
         """Whether there is room between a fence's lines."""
         lines = fence.opening(fresh=False, info=False) + "\n" + fence.closing
         return self.measure.of(lines) + 1 < self.limit
-
-    def opener(self, start: int, stop: int) -> _Fence | None:
-        """Return the fence that is opened by a line that begins at `start`, as far as `stop`."""
-        found = _OPENER.fullmatch(self.text, start, stop)
-        if found is None:
-            return None
-        margin = found["quote"] + found["indent"] + " " * len(found["item"])
-        fence = _Fence(margin, bool(found["quote"]), found["mark"], found["info"].rstrip())
-        return fence if self.affords(fence) else None
-
-    def closer(self, fence: _Fence, start: int, stop: int) -> re.Match[str] | None:
-        """Return a match if the line, as far as `stop`, closes the fence or may be about to."""
-        found = _CLOSER.fullmatch(self.text, start, stop)
-        if found is None or bool(found["quote"]) != fence.quoted:
-            return None
-        # More indented than that it is code (CommonMark, section 4.5).
-        if len(found["quote"] + found["indent"]) > len(fence.margin) + 3:
-            return None
-        run = found["run"]
-        if run and (run[0] != fence.mark[0] or (len(run) < len(fence.mark) and found["after"])):
-            return None
-        return found
-
-    def closes(self, fence: _Fence, start: int, stop: int) -> bool:
-        """Whether the line, as far as `stop`, closes the fence."""
-        found = self.closer(fence, start, stop)
-        return found is not None and len(found["run"]) >= len(fence.mark)
-
-    def leaves_quote(self, fence: _Fence, start: int, stop: int) -> bool:
-        """Whether the line, as far as `stop`, is outside of the quote in which the fence is."""
-        return fence.quoted and self.text[start:stop].lstrip(" ")[:1] not in {"", ">"}
-
-    def after(self, line: _Line, stop: int) -> _Fence | None:
-        """Return the fence that is open at `stop`, in the line or at its end."""
-        fence = line.fence
-        if not line.fresh:
-            return fence
-        if fence is not None and not self.leaves_quote(fence, line.start, stop):
-            return None if self.closes(fence, line.start, stop) else fence
-        return self.opener(line.start, stop)
-
-    def tail(self, line: _Line, stop: int) -> str:
-        """Return what must follow if a message ends at `stop`, within the line: the end of the fence."""
-        fence = self.after(line, stop)
-        if fence is None or not self.affords(fence):
-            return ""
-        if (line.start == stop and line.fresh) or self.text[line.start : stop].endswith("\n"):
-            return fence.closing
-        if line.fresh and fence is line.fence and (begun := self.closer(fence, line.start, stop)):
-            return fence.mark[len(begun["run"]) :]
-        return "\n" + fence.closing
 
 
 class _Window:
@@ -258,13 +172,14 @@ class _Window:
 
     def __init__(self, cutter: _Cutter, place: _Place, room: int) -> None:
         self.cutter = cutter
+        self.fences = cutter.fences
         self.text = cutter.text
         self.start = place.at
         self.room = room
         self.cap = cutter.measure.fit(place.at, room)  # no part ends behind this
         solid = _SOLID.search(self.text, place.at, self.cap)
         self.first = solid.start() if solid else self.cap
-        self.lines = [_Line(place.at, place.fence, place.fresh)]
+        self.lines = [Line(place.at, place.fence, place.fresh)]
         self.breaks: list[_Break] = []
         # Of the lines so far:
         self.paragraph = place.at
@@ -275,12 +190,12 @@ class _Window:
         """Return where the part ends, and what closes its fence."""
         known = self._read()
         if known is None:
-            return _Place(len(self.text)), self.cutter.tail(self.lines[-1], len(self.text))
+            return _Place(len(self.text)), self.fences.tail(self.lines[-1], len(self.text))
         last = known - 1
         if last <= self.start:
             # Not one character fits: it goes alone, without the lines of a fence if those take the room.
             line = self.lines[-1]
-            return _Place(self.start + 1, self.cutter.after(line, self.start + 1), self.text[self.start] == "\n"), ""
+            return _Place(self.start + 1, self.fences.after(line, self.start + 1), self.text[self.start] == "\n"), ""
         stop = self._choose(known, last)
         if self.cutter.solid_end <= stop < len(self.text) and self._fence_at(stop) is None:
             # Only white space would be left, and that is no message.
@@ -290,7 +205,7 @@ class _Window:
         index = bisect_right(self.lines, stop, key=lambda line: line.start) - 1
         line = self.lines[index]
         fresh = line.start == stop and line.fresh
-        return _Place(stop, self.cutter.after(line, stop), fresh), self.cutter.tail(line, stop)
+        return _Place(stop, self.fences.after(line, stop), fresh), self.fences.tail(line, stop)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -304,32 +219,28 @@ class _Window:
             self._note(line, known or stop)
             if known is not None or newline < 0:
                 return known
-            self.lines.append(_Line(stop, self.cutter.after(line, stop)))
+            self.lines.append(Line(stop, self.fences.after(line, stop)))
             if stop == len(self.text):
                 return None
 
-    def _overflow(self, line: _Line, stop: int) -> int | None:
+    def _overflow(self, line: Line, stop: int) -> int | None:
         """Return the first place in the line at which a message cannot end any more, its tail included."""
         measure = self.cutter.measure
-        longest = 0
-        if line.fence is not None:
-            longest = measure.of("\n" + line.fence.closing)
-        if line.fresh and (mark := _OPENER_MARK.match(self.text, line.start, stop)):
-            longest = max(longest, measure.of("\n" + mark[0]))
+        longest = max(map(measure.of, self.fences.tails(line, stop)), default=0)
         for place in range(max(line.start, measure.fit(self.start, self.room - longest)) + 1, stop + 1):
-            if measure.between(self.start, place) + measure.of(self.cutter.tail(line, place)) > self.room:
+            if measure.between(self.start, place) + measure.of(self.fences.tail(line, place)) > self.room:
                 return place
         return None
 
-    def _note(self, line: _Line, stop: int) -> None:
+    def _note(self, line: Line, stop: int) -> None:
         """Take note of a line: whether the text may be cut before it, and what that is worth."""
-        cutter, start = self.cutter, line.start
-        fence = line.fence
-        if fence is not None and not (line.fresh and cutter.leaves_quote(fence, start, stop)):
-            ends = line.fresh and cutter.closes(fence, start, stop)
-            begins_to_end = self.text[stop - 1] != "\n" and cutter.closer(fence, start, stop) is not None
-            if not (self.opened or ends or begins_to_end):
-                self._add(start, LINE)
+        fences, start, fence = self.fences, line.start, line.fence
+        if fence is not None and not (line.fresh and fences.leaves_quote(fence, start, stop)):
+            ends = line.fresh and fences.closes(fence, start, stop)
+            if not self.opened and not ends:
+                # What is known of it may turn out to be the closing line, which should not be left alone.
+                unsure = self.text[stop - 1] != "\n" and fences.closer(fence, start, stop) is not None
+                self._add(start, WORD if unsure else LINE)
             self.opened, self.closed, self.blank, self.heading = False, ends, False, False
             self.paragraph = stop
             return
@@ -338,7 +249,7 @@ class _Window:
         if _SOLID.search(self.text, start, stop) is None:
             self.blank = True
             return
-        opens = line.fresh and cutter.opener(start, stop) is not None
+        opens = line.fresh and fences.opener(start, stop) is not None
         apart = self.blank or self.closed or opens or found["heading"] is not None
         margin = (found["quote"] or found["indent"]).expandtabs(4)
         width = len(margin) - len(margin.lstrip())
@@ -359,56 +270,62 @@ class _Window:
     def _choose(self, known: int, last: int) -> int:
         """Return the best place for a cut, none being behind `last`, by what is known of the text."""
         line = self.lines[-1]
-        code = self.cutter.after(line, known) is not None
+        code = self.fences.after(line, known) is not None
         if code:
             whole = [(line.start, known)] if line.fence is None else []
         else:
             half = (self.start + last) // 2
             whole = kept_whole(self.text, self.paragraph, known, first=self.first, half=half)
         breaks = [*self.breaks, *self._gaps(line, known, last, code=code)]
-        usable = (place for place in breaks if self.first < place.at <= last and self._leaves_item(place))
-        for place in sorted(usable, key=lambda place: self._worth(place, last, code=code), reverse=True):
-            if code and place.rank == WORD and place.at < (self.start + last) // 2:
-                break
-            if self._cluster(place.at) == place.at and _outside(whole, place.at, self.first) == place.at:
+        for place in sorted(breaks, key=lambda place: self._worth(place, last), reverse=True):
+            if (
+                self.first < place.at <= last
+                and self._leaves_item(place)
+                and self._cluster(place.at) == place.at
+                and _outside(whole, place.at, self.first) == place.at
+            ):
                 return place.at
         stop = self._cluster(_outside(whole, last, self.first))
         return stop if stop > self.start else last
 
-    def _gaps(self, line: _Line, known: int, last: int, *, code: bool) -> Iterator[_Break]:
+    def _gaps(self, line: Line, known: int, last: int, *, code: bool) -> Iterator[_Break]:
         """Yield the places within the line that is too long, and the one in the white space at its end."""
         item = None if self.item is None else self.item[0]
         start = max(line.start, self.start)
         if not code:
             # The white space before a blank line that is too long belongs to what is before it.
             start = len(self.text[self.start : start].rstrip()) + self.start
-        elif solid := _SOLID.search(self.text, start, known):
-            start = solid.start()
+        else:
+            solid = _SOLID.search(self.text, start, known)
+            start = known if solid is None else solid.start()  # not within the indentation
         for gap in _GAP.finditer(self.text, start, known):
             breaks = gap[0].count("\n")
             if breaks and gap.end() <= last:
                 continue  # the beginning of a line, of which note was taken
             sentence = _SENTENCE_END.search(self.text, max(start, gap.start() - 4), gap.start() + (not gap["space"]))
-            rank = WORD if code else min(PARAGRAPH, LINE + breaks - 1) if breaks else SENTENCE if sentence else WORD
-            yield _Break(min(gap.end(), last), rank, item)
+            rank = INNER if code else min(PARAGRAPH, LINE + breaks - 1) if breaks else SENTENCE if sentence else WORD
+            at = min(gap.end(), last)
+            if code and at < (self.start + last) // 2:
+                continue  # a long line of code is better cut anywhere than at the one space at its beginning
+            # Not within the indentation of the next line, which may be that of a fence.
+            newline = self.text.rfind("\n", gap.start(), at)
+            yield _Break(at if newline < 0 else newline + 1, rank, item)
 
     def _leaves_item(self, place: _Break) -> bool:
         """Whether a cut leaves the list item whole, or cannot as it is too long in any case."""
         return place.item is None or place.item <= self.first or place.item == place.at
 
-    def _worth(self, place: _Break, last: int, *, code: bool) -> tuple[int, int]:
-        """Return by what places are compared: a message should be half full before it is cut at less than a word."""
-        if place.at >= (self.start + last) // 2:
-            return place.rank, place.at
-        return (WORD if not code or place.rank == WORD else SENTENCE), place.at
+    def _worth(self, place: _Break, last: int) -> tuple[int, int]:
+        """Return by what places are compared: before the message is half full, none is worth more than a word."""
+        return (place.rank if place.at >= (self.start + last) // 2 else min(place.rank, WORD)), place.at
 
     def _cluster(self, at: int) -> int:
         """Return the last place up to `at` that is not within a character."""
         return self.start + grapheme_boundary_before(self.text[self.start : at + 1], at + 1 - self.start)
 
-    def _fence_at(self, stop: int) -> _Fence | None:
+    def _fence_at(self, stop: int) -> Fence | None:
         index = bisect_right(self.lines, stop, key=lambda line: line.start) - 1
-        return self.cutter.after(self.lines[index], stop)
+        return self.fences.after(self.lines[index], stop)
 
 
 def _outside(stretches: list[tuple[int, int]], at: int, first: int) -> int:
