@@ -161,7 +161,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build the sdist and the wheel, look into them, and run the demo from the wheel in an empty environment."""
+    """Build the sdist and the wheel, look into them, and use the wheel in empty environments, with each extra alone."""
     session.install(*nox.project.dependency_groups(PROJECT, "package"))
     folder = Path(session.create_tmp()).resolve()
     session.run("python", "-m", "build", "--quiet", "--outdir", str(folder / "dist"))  # the wheel from the sdist
@@ -178,16 +178,28 @@ def package(session: nox.Session) -> None:
     if sorted(names) != sorted(zipfile.ZipFile(direct).namelist()):
         session.error("the wheel of the sdist and the wheel of the tree do not hold the same files")
 
-    session.run("python", "-m", "venv", "--clear", str(folder / "venv"))
-    python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    command = python.with_name("aheadless")
+    program = Path("scripts/try_extra.py").resolve()
     session.chdir(folder)
-    session.run(str(python), "-m", "pip", "install", "--quiet", str(wheel), external=True)
+    command = make_environment(session, folder / "venv", str(wheel)).with_name("aheadless")
     session.run(str(command), "demo", "--once", external=True, success_codes=[2])  # says what to install
-    session.run(str(python), "-m", "pip", "install", "--quiet", f"{wheel}[cli]", external=True)
-    said = str(session.run(str(command), "demo", "--once", external=True, silent=True))
-    if "overview.md" not in said:
-        session.error(f"the demo did not answer from its documentation:\n{said}")
+    for extra in PROJECT["project"]["optional-dependencies"]:
+        python = make_environment(session, folder / "venv", f"{wheel}[{extra}]")
+        if extra != "cli":
+            session.run(str(python), str(program), extra, external=True)
+            continue
+        said = str(session.run(str(command), "demo", "--once", external=True, silent=True))
+        if "overview.md" not in said:
+            session.error(f"the demo did not answer from its documentation:\n{said}")
+
+
+def make_environment(session: nox.Session, folder: Path, requirement: str) -> Path:
+    """Make an environment with nothing else in it, in the place of the one before, and return its Python."""
+    session.run("python", "-m", "venv", "--clear", str(folder))
+    # Not resolved: it is a link, and what it leads to would install for everybody.
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    install = (str(python), "-m", "pip", "install", "--quiet", "--no-compile", requirement)
+    session.run(*install, external=True, env={"PIP_REQUIRE_VIRTUALENV": "1"})
+    return python
 
 
 # --- hardening: each is bounded, and told of in docs/explanation/hardening.md -----------------------------------------

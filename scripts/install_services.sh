@@ -3,7 +3,7 @@
 set -eu
 
 missing=""
-command -v redis-server > /dev/null || missing="redis-server"
+command -v redis-server > /dev/null || missing=" redis-server"
 command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null ||
     missing="$missing chromium"
 if [ -z "$missing" ]; then
@@ -16,7 +16,7 @@ if command -v apt-get > /dev/null; then
     elif command -v sudo > /dev/null && sudo -n true 2> /dev/null; then
         as_root="sudo"
     else
-        echo "missing: $missing; as root: apt-get update && apt-get install $missing" >&2
+        echo "missing:$missing; as root: apt-get update && apt-get install$missing" >&2
         exit 1
     fi
     $as_root apt-get update -qq
@@ -25,5 +25,5 @@ if command -v apt-get > /dev/null; then
     exit 0
 fi
 
-echo "missing: $missing; install it, for example with: brew install redis, brew install --cask chromium" >&2
+echo "missing:$missing; install it, for example with: brew install redis, brew install --cask chromium" >&2
 exit 1

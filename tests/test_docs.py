@@ -128,6 +128,7 @@ async def test_programs_of_a_page(page, names):
                 await waiting
 
 
+@pytest.mark.slow
 def test_the_store_of_the_worked_example(tmp_path):
     """It passes the tests that the page gives it, which are those of every store."""
     [store, suite] = [code.lstrip() for _, code in code_blocks(ROOT / "CONTRIBUTING.md") if "SealedStore" in code]

@@ -73,6 +73,7 @@ def test_without_plugins_for_coroutines(pytester: pytest.Pytester) -> None:
     ran.assert_outcomes(passed=4)
 
 
+@pytest.mark.slow
 def test_with_plugins_for_coroutines(pytester: pytest.Pytester) -> None:
     """It serves tests on the event loops of pytest-asyncio and of anyio."""
     pytester.makepyfile(
@@ -94,11 +95,12 @@ def test_with_plugins_for_coroutines(pytester: pytest.Pytester) -> None:
         """
     )
 
-    ran = pytester.runpytest_subprocess("-n", "2", *ASYNCIO)
+    ran = pytester.runpytest_subprocess("-n", "1", *ASYNCIO)
 
     ran.assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_fixture_of_the_users(pytester: pytest.Pytester) -> None:
     """One of that name in a conftest.py wins, and can build on this one."""
     pytester.makeconftest(
@@ -124,6 +126,7 @@ def test_fixture_of_the_users(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess(*ASYNCIO).assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_example_of_the_docs(pytester: pytest.Pytester) -> None:
     """The page begins with a test of a bot, which passes as it stands."""
     _, code = next(code_blocks(DOCS / "howto" / "testing.md"))

@@ -10,10 +10,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
-import discord
 
+from aheadless._extras import needs
 from aheadless.bridges._writer import MessageGone, PageRefused, RetryLater
 from aheadless.protocol.turn import TurnState
+
+with needs("aheadless[discord]"):
+    import discord
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

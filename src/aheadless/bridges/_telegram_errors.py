@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from aiogram.exceptions import (
-    TelegramAPIError,
-    TelegramBadRequest,
-    TelegramForbiddenError,
-    TelegramRetryAfter,
-    TelegramUnauthorizedError,
-)
-
+from aheadless._extras import needs
 from aheadless.bridges._writer import MessageGone, PageRefused, RetryLater
+
+with needs("aheadless[telegram]"):
+    from aiogram.exceptions import (
+        TelegramAPIError,
+        TelegramBadRequest,
+        TelegramForbiddenError,
+        TelegramRetryAfter,
+        TelegramUnauthorizedError,
+    )
 
 __all__ = ["CLOSED", "GONE", "UNCHANGED", "meaning_of", "says"]
 

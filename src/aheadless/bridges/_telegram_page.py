@@ -8,27 +8,30 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import attrs
-from aiogram.enums import ChatAction
-from aiogram.exceptions import (
-    AiogramError,
-    TelegramAPIError,
-    TelegramBadRequest,
-    TelegramNotFound,
-    TelegramRetryAfter,
-)
-from aiogram.methods import EditMessageReplyMarkup, EditMessageText, SendChatAction, SendMessage, SendMessageDraft
-from aiogram.types import (
-    InlineKeyboardButton,
-    InlineKeyboardMarkup,
-    LinkPreviewOptions,
-    MessageEntity,
-    ReplyParameters,
-)
 
+from aheadless._extras import needs
 from aheadless.bridges._entities import render, utf16_length
 from aheadless.bridges._telegram_errors import CLOSED, GONE, UNCHANGED, meaning_of, says
 from aheadless.bridges._writer import RetryLater
 from aheadless.protocol.turn import NEXT
+
+with needs("aheadless[telegram]"):
+    from aiogram.enums import ChatAction
+    from aiogram.exceptions import (
+        AiogramError,
+        TelegramAPIError,
+        TelegramBadRequest,
+        TelegramNotFound,
+        TelegramRetryAfter,
+    )
+    from aiogram.methods import EditMessageReplyMarkup, EditMessageText, SendChatAction, SendMessage, SendMessageDraft
+    from aiogram.types import (
+        InlineKeyboardButton,
+        InlineKeyboardMarkup,
+        LinkPreviewOptions,
+        MessageEntity,
+        ReplyParameters,
+    )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
 import attrs
-import itsdangerous
 
+from aheadless._extras import needs
 from aheadless._options import RateLimit, Secret, parse_count, without_frames
 from aheadless.exceptions import ConfigurationError, RateLimitError, RejectedError, snippet
+
+with needs("aheadless[web]"):
+    import itsdangerous
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -8,13 +8,16 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import attrs
-import discord
-from discord.ext import commands
 
+from aheadless._extras import needs
 from aheadless.bridges._discord_page import NOBODY, ChannelPage, StopView, answer_to
 from aheadless.bridges._ids import platform_id
 from aheadless.bridges._writer import Words, write_reply
 from aheadless.exceptions import AheadlessError, StreamStoppedError, snippet
+
+with needs("aheadless[discord]"):
+    import discord
+    from discord.ext import commands
 
 if TYPE_CHECKING:
     from aheadless._client import ChatClient

@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.http import HttpResponse, StreamingHttpResponse  # pyright: ignore[reportMissingTypeStubs]
-
+from aheadless._extras import needs
 from aheadless.bridges._refusals import refusal, report
 from aheadless.bridges._sending import Sending
 from aheadless.exceptions import AheadlessError
+
+with needs("django"):
+    from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+    from django.http import HttpResponse, StreamingHttpResponse  # pyright: ignore[reportMissingTypeStubs]
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping

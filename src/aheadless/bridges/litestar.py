@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from litestar import Request, Response
-from litestar.background_tasks import BackgroundTask
-from litestar.response import Stream
-
+from aheadless._extras import needs
 from aheadless.bridges._refusals import refusal, report
 from aheadless.bridges._sending import Sending
 from aheadless.exceptions import AheadlessError
+
+with needs("litestar"):
+    from litestar import Request, Response
+    from litestar.background_tasks import BackgroundTask
+    from litestar.response import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

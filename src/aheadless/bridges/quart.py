@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quart import Response
-
+from aheadless._extras import needs
 from aheadless.bridges._refusals import refusal, report
 from aheadless.bridges._sending import Sending
 from aheadless.exceptions import AheadlessError
+
+with needs("quart"):
+    from quart import Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

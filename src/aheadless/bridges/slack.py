@@ -11,10 +11,12 @@ import html
 import logging
 import re
 from collections import OrderedDict
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from aheadless._extras import needs
 from aheadless.bridges._ids import platform_id
 from aheadless.bridges._slack_calls import problem_of
 from aheadless.bridges._slack_plan import SlackPace, SlackPlan
@@ -24,6 +26,9 @@ from aheadless.bridges._writer import CANCEL_WITHIN, NotShownError, Words
 from aheadless.exceptions import AheadlessError, ConfigurationError, StreamStoppedError, UsageError
 from aheadless.protocol.codec import trim
 from aheadless.protocol.turn import TurnState
+
+with needs("aheadless[slack]"):
+    import_module("slack_bolt")  # only its objects are used, which the application makes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

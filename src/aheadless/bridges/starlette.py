@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from starlette.responses import Response
-
+from aheadless._extras import needs
 from aheadless._options import parse_seconds
 from aheadless.bridges._refusals import refusal, report
 from aheadless.exceptions import AheadlessError
+
+with needs("aheadless[starlette]"):
+    from starlette.responses import Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

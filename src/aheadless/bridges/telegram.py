@@ -18,16 +18,19 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import attrs
-from aiogram import F, Router
-from aiogram.enums import ChatMemberStatus, ChatType, ContentType
-from aiogram.exceptions import AiogramError
-from aiogram.filters import Command, CommandStart
 
+from aheadless._extras import needs
 from aheadless.bridges._delivery import Pace
 from aheadless.bridges._ids import platform_id
 from aheadless.bridges._telegram_page import Place, StopButton, TelegramPage
 from aheadless.bridges._writer import Words, write_reply
 from aheadless.exceptions import AheadlessError, StreamStoppedError, UsageError, snippet
+
+with needs("aheadless[telegram]"):
+    from aiogram import F, Router
+    from aiogram.enums import ChatMemberStatus, ChatType, ContentType
+    from aiogram.exceptions import AiogramError
+    from aiogram.filters import Command, CommandStart
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -6,12 +6,10 @@ and a token costs a third of what an attrs object made from a decoded one did.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping  # noqa: TC003 - the signature of a struct is looked up at run time
+from typing import TypeAlias
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["Done", "Event", "Failure", "Start", "Token", "Unknown"]
 
