@@ -317,7 +317,7 @@ def _checked_callback(callback: F | None, name: str) -> tuple[F, ...]:
     return (callback,)
 
 
-# What only some clients have is loaded with the first that does, as all of that makes the import of this module 3 % slower.
+# What only some clients have is loaded with the first that does: it would make the import of this module 3 % slower.
 def _keeper(store: SessionStore, history_limit: int) -> Keeper:
     from aheadless._keeper import Keeper  # noqa: PLC0415
 
