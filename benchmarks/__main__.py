@@ -10,6 +10,7 @@ left out and named.
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import importlib.util
 import json
@@ -30,6 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+import aheadless
 from benchmarks import plots, servers
 from benchmarks.clients import PACKAGES
 
@@ -275,6 +277,9 @@ def memory(bench: Bench) -> None:
 def imports(bench: Bench) -> None:
     """How long the process takes that imports us, and the command that shows its help."""
 
+    # As pip does on installing; what is compiled at each start counts for a sixth of it.
+    compileall.compile_dir(Path(aheadless.__path__[0]), quiet=2)
+
     def seconds(*command: str) -> Callable[[], float]:
         return lambda: bench.measure("process", command=[sys.executable, *command])
 
@@ -283,13 +288,13 @@ def imports(bench: Bench) -> None:
         7 if bench.quick else 15,
         {
             "aiohttp": seconds("-c", "import aiohttp"),
-            "aheadless": seconds("-c", "import aheadless"),
+            "aheadless": seconds("-c", "from aheadless import ChatClient"),
             "cyclopts": seconds("-c", "import cyclopts"),
             "help": seconds("-m", "aheadless", "--help"),
         },
     )
     bench.found["processes"] = {name: statistics.median(figures) for name, figures in found.items()}
-    bench.ratio("`import aheadless` ÷ `import aiohttp`", found["aheadless"], found["aiohttp"], 1.1)
+    bench.ratio("`from aheadless import ChatClient` ÷ `import aiohttp`", found["aheadless"], found["aiohttp"], 1.1)
     bench.ratio("`aheadless --help` ÷ `import cyclopts`", found["help"], found["cyclopts"], 1.3)
 
 

@@ -20,8 +20,8 @@ from aheadless import (
     StoreError,
     StreamInterruptedError,
 )
+from aheadless._exchange import Lease, SessionChange, SessionRecord
 from aheadless._manager import SessionManager
-from aheadless._session import Lease, SessionChange, SessionRecord
 from aheadless.stores import MemoryStore
 from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer
 from tests.conftest import MakeClient

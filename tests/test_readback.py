@@ -43,8 +43,8 @@ from aheadless import (
     TurnState,
     UsageError,
 )
+from aheadless._exchange import Lease, SessionChange
 from aheadless._readback import ReadBack
-from aheadless._session import Lease, SessionChange
 from aheadless.server import EchoEngine, RunningServer, ScriptedEngine, ServerSettings, run_server
 from aheadless.stores import MemoryStore, SQLiteStore
 from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, json_answer, stream_answer

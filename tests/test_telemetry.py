@@ -27,7 +27,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import aheadless._telemetry
 from aheadless import AheadlessError, ChatClient, RateLimit, Reply, Retry, Start, StoreError, Timeouts, Token
-from aheadless._session import Lease, SessionChange
+from aheadless._exchange import Lease, SessionChange
 from aheadless.protocol.events import Failure
 from aheadless.stores import MemoryStore
 from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, json_answer, stream_answer

@@ -1,99 +1,23 @@
 """The asyncio client for Headless chat APIs."""
 
-from aheadless._chat import Chat, PendingTurn
-from aheadless._client import ChatClient, Health
-from aheadless._core import Recovery
-from aheadless._manager import SessionManager
-from aheadless._options import OnBusy, RateLimit, Secret, Timeouts
-from aheadless._pacing import PacingState, Waiting
-from aheadless._retry import Retry, Retrying
-from aheadless._session import Message, MessageStatus, Reply, Role, Session, Timings
-from aheadless._store import Following
-from aheadless._stream import ReplyStream
-from aheadless._subscription import Overflow, Subscription
-from aheadless._version import __version__
-from aheadless.exceptions import (
-    AheadlessError,
-    AuthenticationError,
-    ClientClosedError,
-    ConfigurationError,
-    ConnectError,
-    ConnectionLostError,
-    Delivery,
-    InvalidRequestError,
-    NotFoundError,
-    Phase,
-    ProtocolError,
-    RateLimitError,
-    RedirectError,
-    RejectedError,
-    ReplyFailedError,
-    RequestTimeoutError,
-    ServerError,
-    SessionBusyError,
-    StatusError,
-    StoreError,
-    StreamInterruptedError,
-    StreamStoppedError,
-    UsageError,
-)
-from aheadless.protocol.events import Done, Event, Failure, Start, Token, Unknown
-from aheadless.protocol.turn import TurnState
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AheadlessError",
-    "AuthenticationError",
-    "Chat",
-    "ChatClient",
-    "ClientClosedError",
-    "ConfigurationError",
-    "ConnectError",
-    "ConnectionLostError",
-    "Delivery",
-    "Done",
-    "Event",
-    "Failure",
-    "Following",
-    "Health",
-    "InvalidRequestError",
-    "Message",
-    "MessageStatus",
-    "NotFoundError",
-    "OnBusy",
-    "Overflow",
-    "PacingState",
-    "PendingTurn",
-    "Phase",
-    "ProtocolError",
-    "RateLimit",
-    "RateLimitError",
-    "Recovery",
-    "RedirectError",
-    "RejectedError",
-    "Reply",
-    "ReplyFailedError",
-    "ReplyStream",
-    "RequestTimeoutError",
-    "Retry",
-    "Retrying",
-    "Role",
-    "Secret",
-    "ServerError",
-    "Session",
-    "SessionBusyError",
-    "SessionManager",
-    "Start",
-    "StatusError",
-    "StoreError",
-    "StreamInterruptedError",
-    "StreamStoppedError",
-    "Subscription",
-    "Timeouts",
-    "Timings",
-    "Token",
-    "TurnState",
-    "Unknown",
-    "UsageError",
-    "Waiting",
-    "__version__",
-]
+if TYPE_CHECKING:
+    from aheadless._public import *  # noqa: F403
+    from aheadless._public import __all__ as __all__
+else:
+    # All names are loaded when the first is asked for, as by `from aheadless import ChatClient`. `import aheadless.cli`
+    # comes by here as well, and needs none of them: with aiohttp, `aheadless --help` takes ten times as long.
+    def __getattr__(name: str) -> object:
+        from importlib import import_module  # noqa: PLC0415
+
+        public, names = import_module("aheadless._public"), globals()
+        names.update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
+        # Not only those: `aheadless.exceptions` is there by now, too.
+        if name in names:
+            return names[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        __getattr__("__all__")
+        return sorted(globals())

@@ -10,7 +10,6 @@ from aheadless._options import (
     Timeouts,
     parse_on_busy,
 )
-from aheadless._recovery import lost_turn
 from aheadless._stream import NO_CALLBACKS, Callbacks, ReplyStream
 from aheadless.exceptions import (
     AheadlessError,
@@ -34,8 +33,7 @@ if TYPE_CHECKING:
 
 
 from aheadless._core import Core, checked
-from aheadless._question import Question
-from aheadless._search import Search
+from aheadless._question import Question, search
 
 __all__ = ["Chat", "PendingTurn"]
 
@@ -153,8 +151,7 @@ class Chat:
         Raises UsageError without an admin key, StoreError, and what the admin API fails with. If cancelled, nothing has
         changed, or all of it has.
         """
-        search = Search(self._core, self._session, self._gate)
-        reply, _ = await search.run(self._session.unended, wait=wait)
+        reply, _ = await search(self._core, self._session, self._gate).run(self._session.unended, wait=wait)
         return reply
 
     async def pending(self) -> list[PendingTurn]:
@@ -168,7 +165,7 @@ class Chat:
         core.bind()
         if core.keeper is not None and not self.busy:
             try:
-                await Search(core, session, self._gate).look()
+                await search(core, session, self._gate).look()
             except SessionBusyError:
                 await core.sessions.get(session.session_id)  # another process has a live turn
         return [
@@ -240,6 +237,8 @@ class PendingTurn:
         self._session = session
         self._gate = gate
         self._question = question
+        from aheadless._recovery import lost_turn  # noqa: PLC0415 - most programs never see such a turn
+
         self._turn = lost_turn(session, question)
 
     def __repr__(self) -> str:
@@ -268,8 +267,7 @@ class PendingTurn:
 
     async def recover(self, *, wait: float = 30.0) -> Reply | None:
         """Return its reply, as :meth:`Chat.recover` does for the last such turn."""
-        search = Search(self._core, self._session, self._gate)
-        reply, _ = await search.run(lambda: self._question, wait=wait)
+        reply, _ = await search(self._core, self._session, self._gate).run(lambda: self._question, wait=wait)
         return reply
 
     async def discard(self) -> None:
@@ -277,4 +275,4 @@ class PendingTurn:
 
         Raises StoreError. If cancelled, it may be discarded.
         """
-        await Search(self._core, self._session, self._gate).discard(self._question)
+        await search(self._core, self._session, self._gate).discard(self._question)

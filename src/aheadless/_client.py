@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import attrs
 
 from aheadless._http import Key, Transport
-from aheadless._keeper import Keeper
 from aheadless._manager import MAX_SESSIONS, SessionManager
 from aheadless._options import (
     OnBusy,
@@ -25,7 +24,6 @@ from aheadless._options import (
     without_frames,
 )
 from aheadless._pacing import PacingState, pacer_for
-from aheadless._readback import ReadBack
 from aheadless._retry import Retry
 from aheadless._store import HasEvents, HasPace, SessionStore
 from aheadless._stream import Callbacks
@@ -42,11 +40,13 @@ from aheadless.protocol.ndjson import parse_object
 
 if TYPE_CHECKING:
     import ssl as ssl_module
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     import aiohttp
 
+    from aheadless._keeper import Keeper
+    from aheadless._readback import ReadBack
     from aheadless._stream import OnDone, OnError, OnStart, OnToken
     from aheadless.admin import AdminClient
 
@@ -159,7 +159,7 @@ class ChatClient:
         if recovery == "auto" and self._admin_key is None:
             raise ConfigurationError('recovery="auto" needs an admin key: pass admin_key or set AHEADLESS_ADMIN_KEY')
         history_limit = parse_count(history_limit, "history_limit", least=0)
-        keeper = None if store is None else Keeper(store, history_limit=history_limit)
+        keeper = None if store is None else _keeper(store, history_limit)
         self._core = Core(
             transport=Transport(
                 parse_base_url(url, allow_insecure_http=allow_insecure_http),
@@ -178,7 +178,7 @@ class ChatClient:
             ),
             store=store,
             keeper=keeper,
-            readback=None if self._admin_key is None else ReadBack(lambda: self.admin),
+            readback=None if self._admin_key is None else _readback(lambda: self.admin),
             recovery=recovery,
             log=store.events if isinstance(store, HasEvents) else None,
             pace=store.pace if isinstance(store, HasPace) else None,
@@ -315,3 +315,16 @@ def _checked_callback(callback: F | None, name: str) -> tuple[F, ...]:
     if not callable(callback):
         raise ConfigurationError(f"{name} must be a function, not {type(callback).__name__}")
     return (callback,)
+
+
+# What only some clients have is loaded with the first that does: it would make the import of this module 3 % slower.
+def _keeper(store: SessionStore, history_limit: int) -> Keeper:
+    from aheadless._keeper import Keeper  # noqa: PLC0415
+
+    return Keeper(store, history_limit=history_limit)
+
+
+def _readback(admin: Callable[[], AdminClient]) -> ReadBack:
+    from aheadless._readback import ReadBack  # noqa: PLC0415
+
+    return ReadBack(admin)

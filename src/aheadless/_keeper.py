@@ -19,7 +19,8 @@ from aheadless.exceptions import Delivery, SessionBusyError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from aheadless._session import Lease, Session
+    from aheadless._exchange import Lease
+    from aheadless._session import Session
     from aheadless._store import SessionStore
 
 __all__ = ["Keeper"]

@@ -21,8 +21,9 @@ from aheadless.exceptions import Delivery, RateLimitError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aheadless._exchange import Slot
     from aheadless._options import RateLimit
-    from aheadless._store import SharedPace, Slot, WaitReason
+    from aheadless._store import SharedPace, WaitReason
 
 __all__ = ["Pacer", "Pacing", "PacingState", "Pass", "Waiting", "pacer_for"]
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import attrs
@@ -16,7 +17,6 @@ from aheadless._options import (
     hide,
 )
 from aheadless._pacing import Pacing, Pass, Waiting
-from aheadless._recovery import Preceding, lost_turn, preceding
 from aheadless._retry import Retrying
 from aheadless._session import Message, MessageStatus, Reply, Session
 from aheadless._stream import ReplyStream, call
@@ -50,15 +50,16 @@ if TYPE_CHECKING:
     from aheadless._gate import Gate
     from aheadless._http import Key
     from aheadless._readback import Found
+    from aheadless._recovery import Preceding
+    from aheadless._search import Search
     from aheadless._stream import Source
     from aheadless._subscription import Outcome
     from aheadless.protocol.events import Event
 
 
 from aheadless._core import Core, utc_now
-from aheadless._search import Search, is_final
 
-__all__ = ["Question"]
+__all__ = ["Question", "search"]
 
 # Nobody waits for longer for the turns before; one that waits for itself, by way of a task that it made, ends here.
 LONGEST_QUEUE = 600.0
@@ -118,6 +119,8 @@ class Question:
         if self.core.readback is not None:
             if self.core.recovery == "auto":
                 await self.core.readback.take_baseline(self.session)
+            from aheadless._recovery import preceding  # noqa: PLC0415 - the read-back has loaded it
+
             self.remembered = preceding(self.session)
         self.asked = self.session.begin(self.message, at=utc_now())
         self.asked_at = asyncio.get_running_loop().time()
@@ -261,6 +264,8 @@ class Question:
         readback = self.core.readback
         if readback is None or self.core.recovery != "auto" or self.asked is None:
             return None
+        from aheadless._recovery import lost_turn  # noqa: PLC0415 - the read-back has loaded it
+
         turn = lost_turn(self.session, self.asked, remembered=self.remembered)
         self.watch.log(logging.INFO, "%s broke off (%s); reading back", self.session_id, error)
         try:
@@ -297,8 +302,7 @@ class Question:
 
     async def _recover(self, error: AheadlessError, wait: float) -> tuple[Reply | None, Delivery]:
         """Be the error's way back."""
-        search = Search(self.core, self.session, self.gate)
-        return await search.run(
+        return await search(self.core, self.session, self.gate).run(
             lambda: self.asked,
             wait=wait,
             delivery=error.delivery,
@@ -372,3 +376,16 @@ def _status(outcome: Outcome) -> MessageStatus:
             return "failed"
         case _:
             return "interrupted"
+
+
+def is_final(error: AheadlessError) -> bool:
+    """Whether the server itself has said that no reply comes. A 502 or 504 is a proxy's, which does not know."""
+    own = isinstance(error, ServerError) and error.status == HTTPStatus.INTERNAL_SERVER_ERROR
+    return own or isinstance(error, ReplyFailedError)
+
+
+def search(core: Core, session: Session, gate: Gate) -> Search:
+    """Return a search for the end of a turn. Most programs never see one, so that it is loaded here."""
+    from aheadless._search import Search  # noqa: PLC0415
+
+    return Search(core, session, gate)

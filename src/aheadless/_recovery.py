@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
     from aheadless._session import Message, Role, Session
 
-__all__ = ["Finding", "LostTurn", "NotStored", "Preceding", "Stored", "StoredMessage", "find", "lost_turn", "preceding"]
+__all__ = [
+    "Baseline",
+    "Finding",
+    "LostTurn",
+    "NotStored",
+    "Preceding",
+    "Stored",
+    "StoredMessage",
+    "find",
+    "lost_turn",
+    "preceding",
+]
 
 # What a token that ends in half of a surrogate pair leaves behind when its other half does not come (protocol.md §3.8).
 _LONE_HALF: Final = "\ufffd"
@@ -40,6 +51,16 @@ class StoredMessage(Protocol):
     def content(self) -> str: ...
     @property
     def created_at(self) -> datetime: ...
+
+
+@attrs.frozen
+class Baseline:
+    """What the server had of a conversation at a moment when no turn of this side was live."""
+
+    ids: frozenset[str]
+    """Of its newest messages; none if it did not exist."""
+    count: int
+    """How many messages the session had known until then."""
 
 
 @attrs.frozen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import attrs
@@ -16,8 +15,6 @@ from aheadless._session import Message, MessageStatus, Reply, Session, Timings
 from aheadless.exceptions import (
     AheadlessError,
     Delivery,
-    ReplyFailedError,
-    ServerError,
     StoreError,
     UsageError,
 )
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
 
 from aheadless._core import Core, utc_now
 
-__all__ = ["Search", "is_final"]
+__all__ = ["Search"]
 
 
 @attrs.define(eq=False)
@@ -189,9 +186,3 @@ class Search:
             timings=timings,
             recovered=True,
         )
-
-
-def is_final(error: AheadlessError) -> bool:
-    """Whether the server itself has said that no reply comes. A 502 or 504 is a proxy's, which does not know."""
-    own = isinstance(error, ServerError) and error.status == HTTPStatus.INTERNAL_SERVER_ERROR
-    return own or isinstance(error, ReplyFailedError)

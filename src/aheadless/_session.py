@@ -1,4 +1,4 @@
-"""What is known of a conversation: its messages and its id on the server, and what a store keeps of it.
+"""What is known of a conversation: its messages and its id on the server.
 
 No I/O, no clock.
 """
@@ -14,19 +14,10 @@ from aheadless.exceptions import Delivery
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from aheadless._exchange import SessionChange, SessionRecord
+    from aheadless._recovery import Baseline
 
-__all__ = [
-    "Baseline",
-    "Lease",
-    "Message",
-    "MessageStatus",
-    "Reply",
-    "Role",
-    "Session",
-    "SessionChange",
-    "SessionRecord",
-    "Timings",
-]
+__all__ = ["Message", "MessageStatus", "Reply", "Role", "Session", "Timings"]
 
 Role: TypeAlias = Literal["user", "assistant"]
 MessageStatus: TypeAlias = Literal["pending", "complete", "interrupted", "cancelled", "failed", "unknown"]
@@ -100,52 +91,6 @@ class Reply:
 
     def __str__(self) -> str:
         return self.text
-
-
-@attrs.frozen
-class Baseline:
-    """What the server had of a conversation at a moment when no turn of this side was live."""
-
-    ids: frozenset[str]
-    """Of its newest messages; none if it did not exist."""
-    count: int
-    """How many messages the session had known until then."""
-
-
-@attrs.frozen
-class Lease:
-    """The right to the one turn that a session can have, over all processes that share a store."""
-
-    session_id: str
-
-    token: int
-    """Grows with each lease of the session, so that a holder who was believed dead can be told from the next one."""
-
-
-@attrs.frozen
-class SessionRecord:
-    """A session as a store keeps it."""
-
-    session_id: str
-    revision: int
-    """Grows by one with each change that was saved."""
-    conversation_id: str | None
-    messages: tuple[Message, ...]
-    """The newest ones, oldest first, without a gap."""
-    count: int
-    """How many there have ever been: the number that the next one gets. The first one has number 0."""
-
-
-@attrs.frozen
-class SessionChange:
-    """What is new in a session."""
-
-    session_id: str
-    revision: int
-    """Of the record that this changes; 0 for a session that was never saved."""
-    conversation_id: str | None
-    messages: tuple[tuple[int, Message], ...]
-    """Those that are new or replaced, with their numbers, in order."""
 
 
 @attrs.define(eq=False)
@@ -301,6 +246,8 @@ class Session:
         """Return what is to be saved, or None."""
         if not self._unsaved:
             return None
+        from aheadless._exchange import SessionChange  # noqa: PLC0415 - as that says
+
         return SessionChange(self.session_id, self.revision, self.conversation_id, tuple(sorted(self._unsaved.items())))
 
     def saved(self, change: SessionChange) -> None:

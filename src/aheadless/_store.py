@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
-import attrs
-
 if TYPE_CHECKING:
+    from aheadless._exchange import Lease, SessionChange, SessionRecord, Slot
     from aheadless._options import RateLimit
-    from aheadless._session import Lease, SessionChange, SessionRecord
     from aheadless.protocol.events import Event
 
 
-__all__ = ["EventLog", "Following", "HasEvents", "HasPace", "SessionStore", "SharedPace", "Slot", "WaitReason"]
+__all__ = ["EventLog", "Following", "HasEvents", "HasPace", "SessionStore", "SharedPace", "WaitReason"]
 
 WaitReason: TypeAlias = Literal["rate_limit", "cool_down"]
 """Why a turn has to wait before it is sent: its own limit, or the server's 429."""
@@ -134,14 +132,6 @@ class HasEvents(Protocol):
     def events(self) -> EventLog | None:
         """Where; None if it does not."""
         ...
-
-
-@attrs.frozen(eq=False)
-class Slot:
-    """The leave to send one request to an origin, from the processes that share a pace."""
-
-    origin: str
-    name: str
 
 
 class SharedPace(Protocol):

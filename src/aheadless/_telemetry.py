@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
+import os
 import sys
 from functools import cache
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ class Watch:
 
     def begin(self, base_url: str, *, stream: bool, message: str) -> None:
         """Take note that the turn is driven."""
-        self._turn_id = secrets.token_hex(6)
+        self._turn_id = os.urandom(6).hex()
         if "opentelemetry" in sys.modules and (otel := _load_otel()) is not None:
             with _harmless():
                 self._span = otel.start_turn(

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from aheadless import Delivery, Message, StoreError
-from aheadless._session import Lease, SessionChange, SessionRecord
+from aheadless._exchange import Lease, SessionChange, SessionRecord
 from aheadless._store import SessionStore
 
 Open: TypeAlias = Callable[..., Awaitable[SessionStore]]

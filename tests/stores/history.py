@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from aheadless._session import SessionRecord
+from aheadless._exchange import SessionRecord
 
 Thread = Sequence[tuple[str, str]]
 """Role and text of the messages as the server has them."""

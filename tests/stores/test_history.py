@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from aheadless import Message
-from aheadless._session import SessionRecord
+from aheadless._exchange import SessionRecord
 from tests.stores.history import problems
 
 AT = datetime(2026, 11, 26, tzinfo=timezone.utc)

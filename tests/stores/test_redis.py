@@ -14,7 +14,7 @@ import attrs
 import pytest
 
 from aheadless import ConfigurationError, Delivery, RateLimit, StoreError
-from aheadless._session import SessionChange
+from aheadless._exchange import SessionChange
 from aheadless._store import SessionStore
 from aheadless.stores import RedisStore
 from aheadless.stores.redis import ACQUIRE, GIVE_UP, RELEASE

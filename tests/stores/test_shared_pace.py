@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from aheadless import Delivery, RateLimit, RateLimitError, StoreError, Waiting
+from aheadless._exchange import Slot
 from aheadless._pacing import Pacer, Pacing, Pass
-from aheadless._store import Slot
 from aheadless.server import ServerSettings, run_server
 from aheadless.server.limiter import WindowLimiter
 from aheadless.stores import RedisStore

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aheadless import ChatClient
-    from aheadless._session import SessionRecord
+    from aheadless._exchange import SessionRecord
     from aheadless.admin import AdminClient, Conversation, Message
 
 __all__ = ["conversation", "conversations", "sessions"]

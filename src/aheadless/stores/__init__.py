@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aheadless._session import Lease, SessionChange, SessionRecord
+from aheadless._exchange import Lease, SessionChange, SessionRecord
 from aheadless._store import SessionStore
 from aheadless.stores.memory import MemoryStore
 

@@ -16,7 +16,7 @@ from aheadless.stores._redis_link import Script
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aheadless._session import Lease
+    from aheadless._exchange import Lease
     from aheadless.protocol.events import Event
     from aheadless.stores._redis_link import Link
 

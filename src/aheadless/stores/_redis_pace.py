@@ -9,12 +9,13 @@ import secrets
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal
 
-from aheadless._store import Slot, WaitReason
+from aheadless._exchange import Slot
 from aheadless.exceptions import Delivery, StoreError
 from aheadless.stores._redis_link import Script
 
 if TYPE_CHECKING:
     from aheadless._options import RateLimit
+    from aheadless._store import WaitReason
     from aheadless.stores._redis_link import Link
 
 __all__ = ["RedisPace"]

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from aheadless._exchange import Lease, SessionRecord
 from aheadless._options import parse_count
-from aheadless._session import Lease, Message, SessionRecord
+from aheadless._session import Message
 from aheadless.exceptions import StoreError
 from aheadless.stores._base import LEASE_SECONDS, BaseStore, lost
 
 if TYPE_CHECKING:
-    from aheadless._session import SessionChange
+    from aheadless._exchange import SessionChange
 
 __all__ = ["MemoryStore"]
 

@@ -9,8 +9,8 @@ import secrets
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal
 
+from aheadless._exchange import Lease, SessionRecord
 from aheadless._options import parse_count, parse_seconds
-from aheadless._session import Lease, SessionRecord
 from aheadless.exceptions import ConfigurationError, StoreError, snippet
 from aheadless.stores._base import LEASE_SECONDS, BaseStore, lost
 from aheadless.stores._records import decode_message, encode_message
@@ -19,7 +19,7 @@ from aheadless.stores._redis_link import Argument, Link, Script
 from aheadless.stores._redis_pace import RedisPace
 
 if TYPE_CHECKING:
-    from aheadless._session import SessionChange
+    from aheadless._exchange import SessionChange
 
 __all__ = ["RedisStore"]
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 import attrs
 
+from aheadless._exchange import Lease, SessionRecord
 from aheadless._options import parse_count, parse_seconds
-from aheadless._session import Lease, SessionRecord
 from aheadless.exceptions import ConfigurationError, StoreError
 from aheadless.stores._base import LEASE_SECONDS, BaseStore, lost
 from aheadless.stores._records import decode_message, encode_message
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from aheadless._session import SessionChange
+    from aheadless._exchange import SessionChange
 
 __all__ = ["SQLiteStore"]
 
