@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatCog", "DiscordWords", "reply_stream", "session_id"]
 
-logger = logging.getLogger("aheadless.discord")
+logger: logging.Logger = logging.getLogger("aheadless.discord")
 
 # From the bot's closing to the texts of stopped replies being there, before they are cut off.
 UNLOAD_WITHIN: Final = 5.0

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SlackPace", "SlackWords", "add_chat", "reply_stream", "session_id"]
 
-logger = logging.getLogger("aheadless.slack")
+logger: logging.Logger = logging.getLogger("aheadless.slack")
 
 REMEMBERED: Final = 30_000
 """Events that are known to have come: as many as Slack delivers to an app in an hour. It gives up on one earlier."""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TelegramWords", "chat_router", "reply_stream", "session_id"]
 
-logger = logging.getLogger("aheadless.telegram")
+logger: logging.Logger = logging.getLogger("aheadless.telegram")
 
 PRIVATE_PACE: Final = Pace(every=1.0)
 # A bot may send 20 messages a minute to a group, and edits count:
