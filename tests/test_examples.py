@@ -152,18 +152,14 @@ async def test_web_backend_does_not_pass_half_a_reply_as_a_whole(web_backend: st
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process")
 async def test_terminal_stops_an_answer_and_goes_on(server: RunningServer):
     """Ctrl-C ends the answer and not the program; the next question is answered, and the end of input is the end."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
-    try:
-        terminal = await asyncio.create_subprocess_exec(
-            sys.executable,
-            FOLDER / TERMINAL,
-            env=environment(server),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    terminal = await asyncio.create_subprocess_exec(
+        sys.executable,
+        FOLDER / TERMINAL,
+        env=environment(server),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     assert terminal.stdin is not None
     assert terminal.stdout is not None
     async with asyncio.timeout(30):

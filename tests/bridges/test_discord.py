@@ -909,8 +909,13 @@ async def test_example(platform: DiscordPlatform):
             await platform.until(lambda: platform.shown(question) == ["Hello", "Once upon"])
         finally:
             program.send_signal(signal.SIGINT)
-            async with asyncio.timeout(30):
-                exit_code = await program.wait()
+            try:
+                async with asyncio.timeout(30):
+                    exit_code = await program.wait()
+            finally:
+                if program.returncode is None:
+                    program.kill()
+                    await program.wait()
 
     assert exit_code == 0
     assert platform.shown(question) == ["Hello", f"Once upon\n\n{WORDS.stopped}"]

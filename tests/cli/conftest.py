@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,19 +11,9 @@ from aheadless.server import RunningServer, ScriptedEngine, ServerSettings, run_
 from tests.cli.support import KEY
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from aheadless.server.engines.simple import Step
-
-
-@pytest.fixture(autouse=True)
-def _heed_sigint() -> Iterator[None]:
-    """What is started here heeds SIGINT, even if the tests run in the background, where a shell ignores it."""
-    previous = signal.getsignal(signal.SIGINT)
-    if previous is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
 
 
 class Serve(Protocol):
