@@ -80,10 +80,11 @@ def ensure_npm_packages(session: nox.Session) -> None:
 def run_tests(session: nox.Session, *command: str) -> None:
     """Run the tests on all cores; what fails gets a second chance alone, and the log says so.
 
-    Hundreds of them start processes and wait for them: on a machine that is busy otherwise one can come too late.
+    Hundreds of them start processes and wait for them: one more at a time than there are cores keeps these busy, and
+    on a machine that is busy otherwise one can come too late.
     """
     try:
-        session.run(*command, "--numprocesses=auto")
+        session.run(*command, f"--numprocesses={(os.cpu_count() or 1) + 1}", "--dist=worksteal")
     except CommandFailed:
         session.warn("tests failed; they are run once more, one after the other: what fails again is broken")
         session.run(*command, "--last-failed", "--last-failed-no-failures=none")

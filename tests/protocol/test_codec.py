@@ -256,3 +256,8 @@ def test_events_are_written_as_json_writes_them(text: str) -> None:
     long_way = json.dumps({"type": "token", "token": text}, ensure_ascii=False, separators=(",", ":"))
 
     assert encode_event(Token(text)) == long_way.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def test_half_a_pair_in_a_reply() -> None:
+    """It is written as an escape, as in a token."""
+    assert codec.encode_reply(JSONReply("a\ud83d", "c")) == b'{"conversationId":"c","message":"a\\ud83d"}'
