@@ -16,7 +16,7 @@ from aheadless.testing import CONVERSATION_ID, Script, ScriptedServer, events, j
 from tests import ai_sdk
 from tests.bridges.page.support import Held, environment, serve
 
-pytestmark = pytest.mark.sockets
+pytestmark = [pytest.mark.sockets, pytest.mark.slow]  # it starts Node each time, and tests no Python
 
 
 class Client:

@@ -27,7 +27,7 @@ from tests.bridges.page.support import (
     visitor,
 )
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.sockets]
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.sockets, pytest.mark.slow]
 
 # --- asking -----------------------------------------------------------------------------------------------------------
 
@@ -392,11 +392,8 @@ async def test_another_visitor(page: Page, browser: Browser, url: str):
     ("how", "said"),
     [
         ("end", "Stopped."),
-        pytest.param(
-            *("kill", "The answer broke off. Your message may have arrived all the same."),
-            # The new process cannot know at once that the old one is dead: it waits for its lease to end, 5 s.
-            marks=pytest.mark.slow,
-        ),
+        # The new process cannot know at once that the old one is dead: it waits for its lease to end, 5 s.
+        ("kill", "The answer broke off. Your message may have arrived all the same."),
     ],
 )
 async def test_the_back_end_restarts(
