@@ -15,7 +15,7 @@ from aheadless.protocol.events import Event, Failure, Start, Token
 from aheadless.testing import CONVERSATION_ID, Script, events, json_answer, stream_answer
 from tests.cli.support import ARROW_UP, CTRL_C, CTRL_D, aheadless, posix_only, running, terminal
 
-pytestmark = posix_only
+pytestmark = [posix_only, pytest.mark.slow]  # a process each time
 
 HEAD: list[Event | bytes] = [Start(CONVERSATION_ID), Token("half "), Token("an answer")]
 STALLED = Script(stream_answer(HEAD, framing="close"), end="stall")

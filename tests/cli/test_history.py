@@ -15,6 +15,8 @@ from aheadless.testing import Script, ScriptedServer, json_answer
 from tests.cli.support import KEY, aheadless, posix_only, terminal
 from tests.support import ADMIN_KEY
 
+pytestmark = pytest.mark.slow  # a process each time
+
 
 @pytest.fixture
 async def server():

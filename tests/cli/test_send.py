@@ -15,6 +15,8 @@ from aheadless.protocol.events import Done, Event, Failure, Start, Token
 from aheadless.testing import CONVERSATION_ID, Script, events, json_answer, lines, stream_answer
 from tests.cli.support import AHEADLESS, KEY, aheadless, posix_only, running
 
+pytestmark = pytest.mark.slow  # a process each time
+
 HEAD: list[Event | bytes] = [Start(CONVERSATION_ID), Token("half "), Token("an answer")]
 
 

@@ -14,7 +14,7 @@ import pytest
 from aheadless import ChatClient
 from tests.cli.support import KEY, Running, aheadless, posix_only, running
 
-pytestmark = posix_only
+pytestmark = [posix_only, pytest.mark.slow]  # a process each time
 
 SERVE = ("serve", "--port", "0", "--engine", "echo")
 
