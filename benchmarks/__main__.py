@@ -421,7 +421,7 @@ def main() -> None:
         for name, measure in GOALS.items():
             if not arguments.only or name in arguments.only:
                 measure(bench)
-    about = machine()
+    about = machine() | ({"run": "--quick, not to be quoted"} if arguments.quick else {})
     Console(width=120).print(shown(bench.rows))
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     if missing := [client for client in PACKAGES if not available(client)]:
