@@ -70,9 +70,12 @@ def scaling(many: Mapping[int, Mapping[str, Mapping[str, float]]]) -> Any:
                 axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=client)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("streams in one process")
-        axes.set_ylim(bottom=0)
+        if key == "p99_ms":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False)
+    panels[1].legend(frameon=False, loc="upper left")
     return figure
 
 
