@@ -8,10 +8,10 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import discord
 import pytest
@@ -55,6 +55,7 @@ QUICK = Pace(first=0.0, every=0.01)
 WORDS = DiscordWords()
 
 PROSE = "The quick brown fox jumps over the lazy dog. " * 20 + "\n\n"
+Records: TypeAlias = "asyncio.Queue[logging.LogRecord]"
 CODE = "```python\n" + "".join(f"line_{number} = {number}  # a line of code\n" for number in range(60)) + "```\n\n"
 LONG = (PROSE + CODE) * 2  # some 6000 characters
 
@@ -125,6 +126,30 @@ def read_together(shown: list[str]) -> str:
 
 
 # --- a reply ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def records() -> Iterator[Records]:
+    """What the bridge logs, as it does."""
+    logged: Records = asyncio.Queue()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.put_nowait(record)
+
+    handler = Handler()
+    logger = logging.getLogger("aheadless.discord")
+    logger.addHandler(handler)
+    yield logged
+    logger.removeHandler(handler)
+
+
+async def the_only(records: Records) -> logging.LogRecord:
+    """Return the one record that was logged, or is about to be."""
+    async with asyncio.timeout(30):
+        record = await records.get()
+    assert records.empty()
+    return record
 
 
 async def test_short_reply(platform: DiscordPlatform, hear: Hear, ask: Ask):
@@ -268,8 +293,8 @@ async def test_slow_edit(platform: DiscordPlatform, hear: Hear, ask: Ask):
 
 async def chat_done(stream: ReplyStream) -> str:
     """Wait until a stream that somebody else reads is done; return its text."""
-    while stream.state.name != "DONE":
-        await asyncio.sleep(0.001)
+    async for _ in stream.subscribe():
+        pass
     return stream.snapshot
 
 
@@ -732,7 +757,7 @@ async def test_thread_that_the_bot_is_in(platform: DiscordPlatform, cog: Any):
 
 
 async def test_thread_that_cannot_be_read(
-    platform: DiscordPlatform, bot: commands.Bot, cog: Any, caplog: pytest.LogCaptureFixture
+    platform: DiscordPlatform, bot: commands.Bot, cog: Any, caplog: pytest.LogCaptureFixture, records: Records
 ):
     """Discord empties the messages for a bot without the intent; the log says why nothing is answered."""
     bot._connection._intents.message_content = False
@@ -741,7 +766,7 @@ async def test_thread_that_cannot_be_read(
     platform.say("Come here", channel=thread, mention=True)
     await settled(platform, thread, texts=["Hello"])
     platform.say("", channel=thread)
-    [record] = await logged(caplog)
+    record = await the_only(records)
 
     assert "message content intent" in record.getMessage()
     assert len(engine.asked) == 1
@@ -805,7 +830,11 @@ async def test_no_question(platform: DiscordPlatform, cog: Any):
 
 
 async def test_line_that_discord_does_not_take_now(
-    platform: DiscordPlatform, cog: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    platform: DiscordPlatform,
+    cog: Any,
+    caplog: pytest.LogCaptureFixture,
+    records: Records,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """It is left out."""
     caplog.set_level(logging.INFO, "aheadless.discord")
@@ -813,7 +842,7 @@ async def test_line_that_discord_does_not_take_now(
     platform.faults.append(Fault("post", 429, retry_after=600))
     await cog()
     platform.say("", mention=True)
-    [record] = await logged(caplog)
+    record = await the_only(records)
 
     assert "a line was not shown" in record.getMessage()
 
@@ -838,33 +867,29 @@ async def test_own_words(platform: DiscordPlatform, cog: Any):
     assert platform.written()[1].states[0] == "Moment …"
 
 
-async def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Wait for what the bridge logs."""
-    async with asyncio.timeout(30):
-        while not (records := [record for record in caplog.records if record.name == "aheadless.discord"]):
-            await asyncio.sleep(0.001)
-    return records
-
-
-async def test_failure_is_logged(platform: DiscordPlatform, cog: Any, caplog: pytest.LogCaptureFixture):
+async def test_failure_is_logged(
+    platform: DiscordPlatform, cog: Any, caplog: pytest.LogCaptureFixture, records: Records
+):
     """People read a kind line, and the bot's owner what it was; no traceback."""
     caplog.set_level(logging.WARNING, "aheadless.discord")
     await cog([ValueError("the model is ill")])
     platform.say("Hi", mention=True)
     await settled(platform, texts=[WORDS.failed])
-    [record] = await logged(caplog)
+    record = await the_only(records)
 
     assert record.exc_info is None
     assert f"discord:{GUILD}:{CHANNEL}" in record.__dict__["session_id"]
 
 
-async def test_refusal_is_logged(platform: DiscordPlatform, cog: Any, caplog: pytest.LogCaptureFixture):
+async def test_refusal_is_logged(
+    platform: DiscordPlatform, cog: Any, caplog: pytest.LogCaptureFixture, records: Records
+):
     """The bot's owner reads why nothing was shown."""
     caplog.set_level(logging.WARNING, "aheadless.discord")
     platform.faults.append(Fault("post", 403, code=50013, times=99))
     await cog(["Hello"])
     platform.say("Hi", mention=True)
-    [record] = await logged(caplog)
+    record = await the_only(records)
 
     assert "50013" in record.getMessage()
     assert record.exc_info is None
