@@ -63,9 +63,10 @@ def install(session: nox.Session, *groups: str) -> None:
 
 
 def ensure_services(session: nox.Session) -> None:
-    """Install a Redis server and a Chromium unless they are there."""
+    """Install a Redis server, an nginx and a Chromium unless they are there."""
     chromium = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    if shutil.which("redis-server") is None or not chromium:
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if shutil.which("redis-server") is None or nginx is None or not chromium:
         session.run("sh", "scripts/install_services.sh", external=True)
 
 

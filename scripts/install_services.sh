@@ -1,9 +1,11 @@
 #!/bin/sh
-# Install what the tests need and pip cannot bring: a Redis server and a Chromium. They start and stop both themselves.
+# Install what the tests need and pip cannot bring: a Redis server, an nginx and a Chromium. They start and stop their own.
 set -eu
 
 missing=""
 command -v redis-server > /dev/null || missing=" redis-server"
+# Not everybody has /usr/sbin among the folders of commands.
+command -v nginx > /dev/null || [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
 command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null ||
     missing="$missing chromium"
 if [ -z "$missing" ]; then
@@ -25,5 +27,5 @@ if command -v apt-get > /dev/null; then
     exit 0
 fi
 
-echo "missing:$missing; install it, for example with: brew install redis, brew install --cask chromium" >&2
+echo "missing:$missing; install it, for example with: brew install redis nginx, brew install --cask chromium" >&2
 exit 1

@@ -380,7 +380,7 @@ class _Post:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Gives out no connection of which it can be told that a request has no business on it."""
+    """Gives out no connection of which it can be told that a request has no business on it, and closes each at once."""
 
     def __init__(self, *, limit: int) -> None:
         # One of its other parameters has a type that aiohttp leaves open.
@@ -404,11 +404,20 @@ class _Connector(aiohttp.TCPConnector):
             assert protocol is not None  # noqa: S101 - only a closed connection has none
             used = protocol in self._used
             if protocol.is_connected() and not (used and protocol.should_close):
+                if not used:
+                    _close_at_once(protocol)
                 self._used.add(protocol)
                 return connection
             connection.close()
             if not used:
                 raise aiohttp.ClientConnectionError("closed as soon as it was open")
+
+
+def _close_at_once(protocol: ResponseHandler) -> None:
+    # To close TLS, asyncio says farewell and waits for the other side's, for up to 30 s. A proxy that is passing on a
+    # reply gives none, and so does not notice that we have left (nginx 1.22: tests/test_nginx.py).
+    if protocol.transport is not None and protocol.transport.get_extra_info("ssl_object") is not None:
+        protocol.close = protocol.abort  # type: ignore[method-assign]
 
 
 class Transport:
