@@ -66,7 +66,8 @@ def authority() -> trustme.CA:
 
 def site(name: str, upstream: str, ports: Sequence[int], folder: Path, authority: trustme.CA) -> str:
     """Return a file of the page with the ports, the certificate and the upstream of a test, and nothing else changed."""
-    authority.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
+    names = ("127.0.0.1", *re.findall(r"server_name (\S+);", FILES[name]))
+    authority.issue_cert(*names).private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
     text, certificates = re.subn(r"/etc/ssl/[\w.]+", str(folder / "both.pem"), FILES[name])
     text, upstreams = re.subn(r"server 127\.0\.0\.1:\d+;", f"server {upstream.removeprefix('http://')};", text)
     free = iter(ports)
@@ -195,6 +196,29 @@ async def test_the_address_that_counts_is_the_clients(serve: Serve, authority, t
     assert (eager, forged, another) == ([200, 200, 429], 429, 200)
 
 
+async def test_the_command_that_shows_whether_it_works(serve: Serve, authority, tmp_path):  # noqa: F811
+    """The page's own line, word by word; only where its host is, curl is told by the test."""
+    [command] = [code for language, code in code_blocks(PAGE) if language == "bash"]
+    server = await serve(engine="echo", trusted_proxies=1)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+
+    async with nginx("api", server.url, tmp_path, authority) as url:
+        options = (
+            f"connect-to = api.example.org:443:{url.removeprefix('https://')}\ncacert = {tmp_path}/authority.pem\n"
+        )
+        (tmp_path / ".curlrc").write_text(options, "utf-8")
+        curl = await asyncio.create_subprocess_exec(
+            *("bash", "-euc", command),
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "AHEADLESS_API_KEY": KEY},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await curl.communicate()
+
+    assert curl.returncode == 0, err.decode()
+    assert [json.loads(line)["type"] for line in out.splitlines()] == ["start", *["token"] * 4, "done"]
+
+
 async def test_without_trust_nginx_is_the_only_client(serve: Serve, authority, trusting, tmp_path):  # noqa: F811
     """That is the mistake which the page warns of."""
     server = await serve(rate_limit=RateLimit(2, per=60))
@@ -278,13 +302,15 @@ async def test_an_address_that_asks_too_much(authority, trusting, tmp_path):
         from_address("127.0.0.2", trusting) as eager,
         from_address("127.0.0.3", trusting) as calm,
     ):
-        while (refused := await eager.post(f"{url}/chat", json=question)).status == 200:  # some eleven at once
-            await refused.read()
-        page = await eager.get(f"{url}/")
-        answered = await calm.post(f"{url}/chat", json=question)
+        wait = None
+        while wait is None:  # some eleven pass at once
+            async with eager.post(f"{url}/chat", json=question) as answered:
+                await answered.read()
+                wait = answered.headers.get("Retry-After")
+        async with eager.get(f"{url}/") as page, calm.post(f"{url}/chat", json=question) as other:
+            passed = page.status, other.status
 
-    assert (refused.status, refused.headers["Retry-After"]) == (429, "10")
-    assert (page.status, answered.status) == (200, 200)
+    assert (answered.status, wait, passed) == (429, "10", (200, 200))
 
 
 async def test_plain_http_leads_to_https(authority, tmp_path):
