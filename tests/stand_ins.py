@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -48,26 +48,38 @@ def make_folder(folder: Path) -> None:
 
 def aheadless(*arguments: str) -> None:
     """The command, on the server of the test. `serve` is ended when it listens."""
-    environment = dict(os.environ)
-    if environment.get("AHEADLESS_BASE_URL") == SERVER:
-        environment["AHEADLESS_BASE_URL"] = environment["TEST_SERVER"]
-    command = (*PYTHON, "-m", "aheadless", *arguments)
     if arguments[:1] == ("serve",):
-        serve(command, "aheadless serves", {**environment, "AHEADLESS_PORT": "0"})
-        return
-    ended = subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL)
-    assert ended.returncode == 0, f"{arguments} ended with {ended.returncode}"
+        serve("-m", "aheadless", *arguments, says="aheadless serves")
+    else:
+        run("-m", "aheadless", *arguments)
 
 
 def uvicorn(*arguments: str) -> None:
     """The back end of an example: it is ended when it listens."""
-    serve((*PYTHON, "-m", "uvicorn", *arguments, "--port", "0"), "running on", dict(os.environ))
+    serve("-m", "uvicorn", *arguments, "--port", "0", says="running on")
 
 
-def serve(command: Sequence[str], says: str, environment: dict[str, str]) -> None:
+def environment() -> dict[str, str]:
+    """Return what the block has exported, with the server of the test in the place of the page's."""
+    moved = {SERVER: os.environ["TEST_SERVER"]}
+    return {**{name: moved.get(value, value) for name, value in os.environ.items()}, "AHEADLESS_PORT": "0"}
+
+
+def run(*arguments: str) -> None:
+    """Run a program of Python's, which must end well."""
+    ended = subprocess.run((*PYTHON, *arguments), check=False, env=environment(), stdin=subprocess.DEVNULL)
+    assert ended.returncode == 0, f"{arguments} ended with {ended.returncode}"
+
+
+def serve(*arguments: str, says: str) -> None:
     """Run a server until it says that it is one; it must then end well."""
     server = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
+        (*PYTHON, *arguments),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert server.stdout is not None
     said = ""
@@ -87,9 +99,11 @@ def python(*arguments: str) -> None:
         case ("-m", "pip", *rest):
             pip(*rest)
         case ("-m", "tests.ai_sdk"):
-            assert (ROOT / "tests" / "ai_sdk" / "__main__.py").exists() or (ROOT / "tests" / "ai_sdk").is_dir()
+            assert (ROOT / "tests" / "ai_sdk" / "__main__.py").exists()
+        case ("docs/examples/discord_bot.py",):
+            assert "DISCORD_TOKEN" in os.environ  # it would call Discord: tests/bridges/test_discord.py runs it
         case _:
-            subprocess.run((*PYTHON, *arguments), check=True, stdin=subprocess.DEVNULL)
+            run(*arguments)
 
 
 def sqlite(database: str, statement: str) -> None:

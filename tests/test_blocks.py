@@ -95,7 +95,7 @@ def bash_blocks() -> list[Any]:
 @pytest.mark.parametrize(("page", "code"), bash_blocks())
 async def test_bash(page: Path, code: str, tmp_path: Path):
     """It runs to its end, line by line, in a folder that has what the page speaks of."""
-    await furnish(tmp_path)
+    await furnish(tmp_path, page)
     async with run_server(ServerSettings(port=0, api_key=DOCS_KEY, admin_key=ADMIN_KEY, rate_limit=None)) as server:
         bash = await asyncio.create_subprocess_exec(
             *("/bin/bash", "-euo", "pipefail", "-c", code),
@@ -120,8 +120,12 @@ async def test_bash(page: Path, code: str, tmp_path: Path):
     assert bash.returncode == 0, said.decode()
 
 
-async def furnish(folder: Path) -> None:
-    """Put into a folder what readers have by the time that they come to a block."""
+async def furnish(folder: Path, page: Path) -> None:
+    """Put into a folder what readers have by the time that they come to a block of a page."""
+    for file, program in re.findall(
+        r"`(\w+\.py)`:\n\n```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    ):
+        (folder / file).write_text(program, "utf-8")
     make_folder(folder / ".venv" / "bin")
     (folder / "docs").symlink_to(ROOT / "docs")
     for file in ("chat.db", "bot.db", "bot/sessions.db"):

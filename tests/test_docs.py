@@ -12,12 +12,14 @@ import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import attrs
 import pytest
+from mdit_py_plugins.anchors.index import slugify
 
 import aheadless
 from aheadless import AheadlessError, ChatClient, Delivery, RateLimit, TurnState, exceptions
@@ -74,6 +76,9 @@ def prose(page: Path) -> str:
 def quoted(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
 
+
+# Not by Sybil: what follows is shorter than its configuration would be, and the blocks of a page share coroutines, a
+# server and clients on one event loop, which its evaluators do not have.
 
 # --- programs ---------------------------------------------------------------------------------------------------------
 
@@ -160,12 +165,45 @@ def test_every_python_block_is_found(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_to_files(page):
-    """Each relative link and picture of a page is a file, or a folder, of this project."""
+def test_links_lead_somewhere(page):
+    """Each relative link and picture of a page is a file or a folder of this project, its `#anchor` a heading of it."""
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        path = target.partition("#")[0]
-        if path and "://" not in path:
-            assert (page.parent / path).exists(), target
+        path, _, anchor = target.partition("#")
+        if "://" in path:
+            assert re.match(r"https://[\w.-]+\.[a-z]+(/|$)", target), target  # nothing else is reachable from the tests
+            continue
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """Return what the headings of a page can be linked by, as Sphinx makes it."""
+    return {slugify(heading) for heading in re.findall(r"^#{1,3} (.+)$", prose(page), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", [path for path in PAGES if path.is_relative_to(DOCS)], ids=name_of)
+def test_the_readme_leads_to_every_page(page):
+    """Who reads on GitHub finds them all; the index and its text are the site's own."""
+    if page.name not in {"index.md", "overview.md"}:
+        assert f"]({name_of(page)}" in prose(ROOT / "README.md")
+
+
+def test_docstrings_refer_to_what_there_is():
+    """The names in their roles are defined somewhere, and the files that they and the comments name are there."""
+    sources = [path.read_text("utf-8") for path in SOURCE.rglob("*.py")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    defined = {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)}
+    defined |= {
+        node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+    for source in sources:
+        for role in re.findall(r":(?:class|meth|func|attr|exc|data):`~?([\w.]+)`", source):
+            assert role.rpartition(".")[2] in defined, role
+        for file in re.findall(r"\b(?:docs|tests)/[\w/-]+\.(?:md|py)\b", source):
+            assert (ROOT / file).exists(), file
 
 
 def test_every_page_is_in_the_table_of_contents():
