@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -354,6 +355,13 @@ def test_the_floors_are_those_that_are_checked():
     table = rows(section(MAP, "Which module may import which?"))[1:]
 
     assert [cell.strip("`").replace("\\", "") for _, cell in table] == layers
+
+
+def test_the_picture_of_the_floors():
+    """It is what its program draws now: `python docs/pictures/make_layers.py`."""
+    program = runpy.run_path(str(DOCS / "pictures" / "make_layers.py"))
+
+    assert program["PICTURE"].read_text("utf-8") == program["draw"]()
 
 
 def test_the_state_table():
