@@ -26,3 +26,4 @@ suppress_warnings = ["ref.python"]
 
 html_theme = "furo"
 html_title = f"aheadless {release}"
+html_show_copyright = False  # LICENSE says it

@@ -292,6 +292,15 @@ def test_commands_that_the_pages_show(page):
                 assert {*options} <= options_of(found[1]), line
 
 
+def test_every_extra():
+    """The overview's table has each of those that can be installed."""
+    table = rows(section("docs/explanation/overview.md", "Which extras are there?"))[1:]
+
+    assert {quoted(extra)[0] for extra, _, _ in table} == {
+        *tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    }
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
