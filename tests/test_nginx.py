@@ -11,9 +11,9 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import pytest
@@ -21,11 +21,10 @@ import trustme
 from playwright.async_api import expect
 
 from aheadless import ChatClient, RateLimit, Token
-from aheadless.server import ScriptedEngine
+from aheadless.server import RunningServer, ScriptedEngine, ServerSettings, run_server
 from aheadless.testing import Script, ScriptedServer, events, stream_answer
 from tests.bridges.page.support import Held, answer, ask, chromium, environment, open_page, visitor
 from tests.bridges.page.support import serve as serve_page
-from tests.server.conftest import Serve, serve  # noqa: F401 - the fixture of the server's tests
 from tests.support import KEY
 from tests.test_docs import DOCS, code_blocks
 
@@ -105,7 +104,12 @@ async def nginx(name: str, upstream: str, folder: Path, authority: trustme.CA, *
         yield f"https://127.0.0.1:{port}"
     finally:
         _, said = await running.communicate(b"\n")
-    assert "[emerg]" not in said.decode(), said.decode()
+        assert b"[emerg]" not in said, said.decode()  # also when that is why the test has failed
+
+
+def serve_api(**settings: Any) -> AbstractAsyncContextManager[RunningServer]:
+    """Run the API server with some settings."""
+    return run_server(ServerSettings(**{"port": 0, "api_key": KEY, "engine": "echo", "rate_limit": None, **settings}))
 
 
 @pytest.fixture
@@ -138,12 +142,11 @@ async def ask_from(address: str, url: str, trusting: ssl.SSLContext, **headers: 
 # --- the API server ---------------------------------------------------------------------------------------------------
 
 
-async def test_tokens_of_the_api_come_one_by_one(serve: Serve, authority, trusting, tmp_path):  # noqa: F811
+async def test_tokens_of_the_api_come_one_by_one(authority, trusting, tmp_path):
     """Each is there before the model has said the next."""
     engine, gates = hold(3)
-    server = await serve(engine=engine, trusted_proxies=1)
-
     async with (
+        serve_api(engine=engine, trusted_proxies=1) as server,
         nginx("api", server.url, tmp_path, authority) as url,
         ChatClient(url, api_key=KEY, ssl=trusting) as client,
     ):
@@ -184,11 +187,12 @@ async def test_buffering_makes_a_lump_of_a_reply(buffering: str, seen: str, auth
     assert (before, reply.text) == (seen, "Hello")
 
 
-async def test_the_address_that_counts_is_the_clients(serve: Serve, authority, trusting, tmp_path):  # noqa: F811
+async def test_the_address_that_counts_is_the_clients(authority, trusting, tmp_path):
     """Who asks too much is refused, whatever he puts into the header, and nobody else is."""
-    server = await serve(rate_limit=RateLimit(2, per=60), trusted_proxies=1)
-
-    async with nginx("api", server.url, tmp_path, authority) as url:
+    async with (
+        serve_api(rate_limit=RateLimit(2, per=60), trusted_proxies=1) as server,
+        nginx("api", server.url, tmp_path, authority) as url,
+    ):
         eager = [await ask_from("127.0.0.2", url, trusting) for _ in range(3)]
         forged = await ask_from("127.0.0.2", url, trusting, **{"X-Forwarded-For": "192.0.2.1"})
         another = await ask_from("127.0.0.3", url, trusting)
@@ -196,13 +200,15 @@ async def test_the_address_that_counts_is_the_clients(serve: Serve, authority, t
     assert (eager, forged, another) == ([200, 200, 429], 429, 200)
 
 
-async def test_the_command_that_shows_whether_it_works(serve: Serve, authority, tmp_path):  # noqa: F811
+async def test_the_command_that_shows_whether_it_works(authority, tmp_path):
     """The page's own line, word by word; only where its host is, curl is told by the test."""
     [command] = [code for language, code in code_blocks(PAGE) if language == "bash"]
-    server = await serve(engine="echo", trusted_proxies=1)
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
 
-    async with nginx("api", server.url, tmp_path, authority) as url:
+    async with (
+        serve_api(trusted_proxies=1) as server,
+        nginx("api", server.url, tmp_path, authority) as url,
+    ):
         options = (
             f"connect-to = api.example.org:443:{url.removeprefix('https://')}\ncacert = {tmp_path}/authority.pem\n"
         )
@@ -219,11 +225,12 @@ async def test_the_command_that_shows_whether_it_works(serve: Serve, authority, 
     assert [json.loads(line)["type"] for line in out.splitlines()] == ["start", *["token"] * 4, "done"]
 
 
-async def test_without_trust_nginx_is_the_only_client(serve: Serve, authority, trusting, tmp_path):  # noqa: F811
+async def test_without_trust_nginx_is_the_only_client(authority, trusting, tmp_path):
     """That is the mistake which the page warns of."""
-    server = await serve(rate_limit=RateLimit(2, per=60))
-
-    async with nginx("api", server.url, tmp_path, authority) as url:
+    async with (
+        serve_api(rate_limit=RateLimit(2, per=60)) as server,
+        nginx("api", server.url, tmp_path, authority) as url,
+    ):
         statuses = [await ask_from(f"127.0.0.{number}", url, trusting) for number in (2, 3, 4)]
 
     assert statuses == [200, 200, 429]
