@@ -210,18 +210,18 @@ class Answer:
         """
         self._arm(deadline)
         failure: BaseException | None = None
-        chunk = b""
         try:
             chunk = await self._content.readany()
         except (aiohttp.ClientError, HttpProcessingError, OSError) as exc:
             chunk = self._salvage()
-            failure = exc if isinstance(exc, TimeoutError) else _body_failure(exc)
+            if not chunk:
+                failure = exc if isinstance(exc, TimeoutError) else _body_failure(exc)
         finally:
             self._deadline = None
+        if failure is not None:
+            raise failure
         self._taken += len(chunk)
-        if failure is None or chunk:
-            return chunk
-        raise failure
+        return chunk
 
     def wake(self, error: Exception) -> None:
         """Make the waiting reader raise `error`; without one, the next read does."""
