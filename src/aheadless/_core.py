@@ -80,6 +80,7 @@ class Core:
     live: set[Live] = attrs.field(factory=set["Live"], init=False)
     closed: bool = attrs.field(default=False, init=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False)
+    _pacing: Pacing | None = attrs.field(default=None, init=False)
     _pid: int | None = attrs.field(default=None, init=False)
 
     def check_open(self) -> None:
@@ -112,7 +113,9 @@ class Core:
 
     def pacing(self) -> Pacing:
         """Return the pace towards this origin, which all of its clients here share, and others if the store does."""
-        return Pacing(self.transport.origin, self.pace)
+        if self._pacing is None:
+            self._pacing = Pacing(self.transport.origin, self.pace)
+        return self._pacing
 
     async def get(self, path: str, key: Key | None = None) -> tuple[bytes, datetime | None]:
         self.bind()

@@ -343,10 +343,8 @@ class _Limits:
 
     @property
     def current(self) -> float | None:
-        ends = [
-            end for end in (self.wait_until if self._connected else self.connect_at, self.total_at) if end is not None
-        ]
-        return min(ends, default=None)
+        at = self.wait_until if self._connected else self.connect_at
+        return self.total_at if at is None or (self.total_at is not None and self.total_at < at) else at
 
     def connected(self) -> None:
         self._connected = True

@@ -106,6 +106,9 @@ class Question:
         self.watch.begin(self.core.transport.base_url, stream=not self.json, message=self.message)
         self.core.bind()
         self.core.live.add(stream)
+        if not self.gate.busy and self.core.keeper is None:
+            await self.gate.enter(stream, self.on_busy)  # at once
+            return
         try:
             async with asyncio.timeout(LONGEST_QUEUE):
                 await self.gate.enter(stream, self.on_busy)
@@ -335,7 +338,8 @@ class Question:
             self.core.keeper.end(self.session)
         self.gate.leave(stream)
         self.core.live.discard(stream)
-        self.watch.end(outcome, status=status, timings=stream.timings, conversation_id=self.session.conversation_id)
+        timings = outcome.timings if isinstance(outcome, Reply) else stream.timings
+        self.watch.end(outcome, status=status, timings=timings, conversation_id=self.session.conversation_id)
 
     async def record(self) -> None:
         if self.core.keeper is not None and not self.saved:

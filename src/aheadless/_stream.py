@@ -72,7 +72,7 @@ class Callbacks:
         on_error: OnError | None = None,
     ) -> Callbacks:
         """Return those that are given; ConfigurationError for what cannot be called."""
-        if all(callback is None for callback in (on_start, on_token, on_done, on_error)):
+        if on_start is None and on_token is None and on_done is None and on_error is None:
             return NO_CALLBACKS
         for callback in (on_start, on_token, on_done, on_error):
             if callback is not None and not callable(callback):
@@ -399,6 +399,10 @@ class ReplyStream:
             assert event is not None  # noqa: S101 - there is `done` at least
         if self._log is None and type(event) is Token and self._first_token_at is not None:
             return event  # as nearly all are
+        return self._note(event)
+
+    def _note(self, event: Event) -> Event | None:
+        """Take note of an event that is not one token of many; None: it is an outcome, and nothing that is given."""
         if self._log is not None:
             self._log(event)
         if type(event) is Done:
