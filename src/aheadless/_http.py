@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import aiohttp
-import attrs
+import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
 from aheadless._options import hide
@@ -92,8 +92,7 @@ class _HeaderValue(str):
         return "***"
 
 
-@attrs.define(eq=False)
-class _Evidence:
+class _Evidence(msgspec.Struct, eq=False):
     """What aiohttp's trace told of one request."""
 
     on_connected: Callable[[], None] | None = None
@@ -324,8 +323,7 @@ def _retrieve(closed: asyncio.Future[None]) -> None:
         closed.exception()
 
 
-@attrs.define(eq=False)
-class _Limits:
+class _Limits(msgspec.Struct, eq=False):
     """The deadlines of one request, in loop time; a None never comes."""
 
     phase: Phase
@@ -360,16 +358,14 @@ def _after(now: float, seconds: float | None) -> float | None:
     return None if seconds is None else now + seconds
 
 
-@attrs.frozen
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """A key and the header it travels in."""
 
     header: str
     secret: Secret
 
 
-@attrs.frozen
-class _Post:
+class _Post(msgspec.Struct, frozen=True):
     """What a POST has that a GET has not."""
 
     body: bytes

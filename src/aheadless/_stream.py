@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
 
-import attrs
+import msgspec
 
 from aheadless._session import Reply, Timings
 from aheadless._subscription import Mailbox, Outcome, Overflow, Subscription, call_on
@@ -54,8 +54,7 @@ OnDone: TypeAlias = "Callable[[Reply], Awaitable[object] | None]"
 OnError: TypeAlias = "Callable[[AheadlessError], Awaitable[object] | None]"
 
 
-@attrs.frozen
-class Callbacks:
+class Callbacks(msgspec.Struct, frozen=True):
     """Who is told of a turn, in the order of being called."""
 
     on_start: tuple[OnStart, ...] = ()
