@@ -152,6 +152,7 @@ def test_certificate(left, mark, fact):
         (exceptions.NotFoundError("no", status=404), URL, "the URL's path"),
         (exceptions.RedirectError("no", status=301), URL, "where it redirects to"),
         (exceptions.ServerError("no", status=503), URL, "the log of the server"),
+        (exceptions.ServerError("no", status=502), URL, "a proxy answers for a server that does not"),
         (exceptions.AuthenticationError("no", status=403), URL, "a proxy in front of it does not"),
         (exceptions.RequestTimeoutError(), URL, "does not answer"),
         (exceptions.ProtocolError("no"), URL, "is it an https:// address?"),

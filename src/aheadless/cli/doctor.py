@@ -169,8 +169,11 @@ async def _check_way(client: ChatClient, witness: _Witness, visit: Visit, report
         return checks[-1].name
     second = await _ask_health(client, witness)
     kept = judge_keep_alive(second)
+    if not may_ask(second):
+        report.add(kept, *skipped(["clock"], f"{kept.name} failed"))
+        return kept.name
     report.add(kept, judge_clock(second))
-    return None if may_ask(second) else kept.name
+    return None
 
 
 async def _ask_health(client: ChatClient, witness: _Witness) -> Visit:
@@ -248,8 +251,7 @@ class _Witness:
         """Note which connection the request gets."""
         self.connected_at = asyncio.get_running_loop().time()
         self.reused = reused
-        host, port = connection.get_extra_info("peername")[:2]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = _address(connection.get_extra_info("peername"))
         tls: ssl.SSLObject | None = connection.get_extra_info("ssl_object")
         self.security = None if tls is None else Security(tls.version() or "TLS", _expiry(tls))
 
@@ -257,6 +259,13 @@ class _Witness:
         """Note the answer's headers."""
         self.answered_at = asyncio.get_running_loop().time()
         self.headers = headers
+
+
+def _address(peer: tuple[Any, ...] | None) -> str:
+    if peer is None:
+        return "somebody who has hung up"  # before the system could tell who
+    host, port, *_ = peer
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _expiry(tls: ssl.SSLObject) -> datetime | None:

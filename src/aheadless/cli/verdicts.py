@@ -6,6 +6,7 @@ import enum
 import ipaddress
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -91,6 +92,9 @@ BLOCK_PAUSE: Final = 0.2
 
 SET_KEY: Final = "set AHEADLESS_API_KEY to the server's key, or pass --api-key-file"
 UNBUFFER: Final = "switch off buffering and compression in the proxy (nginx: proxy_buffering off; gzip off;)"
+
+# The API itself answers with 500, and with 503 where it has no room.
+_FROM_A_PROXY: Final = frozenset([HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT])
 
 # The first class that fits counts.
 _HEALTH_CURES: Final[tuple[tuple[type[AheadlessError], str], ...]] = (
@@ -187,7 +191,7 @@ class Heard:
 def failure(name: str, error: AheadlessError, advice: str) -> Check:
     """Return what an error means for a check."""
     fact = in_options(error)
-    if isinstance(error, StatusError):
+    if isinstance(error, StatusError) and not isinstance(error, RedirectError):
         # Not the whole of a web page, and not its hint: what to do is said here.
         detail = "a web page" if error.detail.startswith("<") else error.detail
         fact = f"{error.status}: {detail}" if detail else f"{error.status}"
@@ -200,6 +204,8 @@ def skipped(names: Iterable[str], why: str) -> list[Check]:
 
 
 def _first_fit(cures: tuple[tuple[type[AheadlessError], str], ...], error: AheadlessError) -> str:
+    if isinstance(error, ServerError) and error.status in _FROM_A_PROXY:
+        return "a proxy answers for a server that does not: see whether that is running, and at the proxy's log"
     return next(advice for kind, advice in cures if isinstance(error, kind))
 
 
