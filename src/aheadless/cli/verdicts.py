@@ -90,6 +90,7 @@ LEAST_TOKENS: Final = 5
 BLOCK_TOKENS: Final = 16
 BLOCK_PAUSE: Final = 0.2
 
+NO_ANSWER: Final = "check host and port; a firewall may drop what is sent there, or no name server may answer"
 SET_KEY: Final = "set AHEADLESS_API_KEY to the server's key, or pass --api-key-file"
 UNBUFFER: Final = "switch off buffering and compression in the proxy (nginx: proxy_buffering off; gzip off;)"
 
@@ -241,7 +242,7 @@ def judge_connection(visit: Visit, url: str) -> Check:
         case ConnectError(permanent=True):  # it came as far as TLS
             return Check("connection", Mark.OK, "there is somebody at this host and port")
         case RequestTimeoutError(phase="connect") as error:
-            return failure("connection", error, "check host and port; a firewall may drop what is sent there")
+            return failure("connection", error, NO_ANSWER)
         case AheadlessError() as error if visit.address is None:
             return failure("connection", error, _way_in(url))
         case _:
