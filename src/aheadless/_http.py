@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from aheadless._options import Secret, Timeouts
     from aheadless.exceptions import Phase
 
-__all__ = ["Answer", "Key", "Observer", "OnNews", "Transport"]
+__all__ = ["Answer", "Key", "Observer", "OnNews", "Transport", "parse_date"]
 
 logger: logging.Logger = logging.getLogger("aheadless")
 
@@ -199,7 +199,7 @@ class Answer:
     @property
     def date(self) -> datetime | None:
         """The server's time when it answered, if it says so."""
-        return _parse_date(self._response.headers.get("Date", ""))
+        return parse_date(self._response.headers.get("Date", ""))
 
     async def read(self, deadline: float | None, /) -> bytes:
         """Return the bytes that are there, or wait for some; `b""` at the end of the body.
@@ -776,13 +776,14 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
-        if (date := _parse_date(text)) is None:
+        if (date := parse_date(text)) is None:
             return None
         seconds = (date - now).total_seconds()
     return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def _parse_date(text: str) -> datetime | None:
+def parse_date(text: str) -> datetime | None:
+    """Return what an HTTP date says, aware; None if it is none."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, IndexError, OverflowError):

@@ -269,10 +269,11 @@ def doctor(*, no_message: bool = False, json: bool = False, timeout: float = 60,
         from aheadless.cli import doctor as work  # noqa: PLC0415
 
     logging.getLogger("aheadless").addHandler(logging.NullHandler())
+    url = os.environ.get("AHEADLESS_BASE_URL") if server.url is None else server.url
     return work.doctor(
-        server.url or os.environ.get("AHEADLESS_BASE_URL"),
+        url,
         lambda timeouts: ChatClient(
-            server.url,
+            url,
             api_key=_read_key(server.api_key_file, "--api-key-file"),
             timeouts=timeouts,
             retry=Retry(attempts=1),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from datetime import datetime, timedelta, timezone
-from email.utils import parsedate_to_datetime
+from datetime import timedelta
 from http import HTTPStatus
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from aheadless._http import parse_date
 from aheadless._options import parse_base_url
 from aheadless.cli.output import ExitCode, exit_code, in_options, one_line
 from aheadless.exceptions import (
@@ -35,6 +35,7 @@ from aheadless.exceptions import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
 __all__ = [
     "TURN",
@@ -322,7 +323,7 @@ def judge_keep_alive(visit: Visit) -> Check:
 
 def judge_clock(visit: Visit) -> Check:
     """Say whether this machine and the server have the same time, as far as a `Date` tells."""
-    date = _date(visit.headers.get("Date", ""))
+    date = parse_date(visit.headers.get("Date", ""))
     if date is None:
         return Check("clock", Mark.SKIPPED, "the answer has no Date")
     if "Age" in visit.headers:
@@ -335,14 +336,6 @@ def judge_clock(visit: Visit) -> Check:
         return Check("clock", Mark.OK, "less than 2 s off the server's")
     fact = f"this machine is {off.total_seconds():.0f} s {'ahead of' if off == ahead else 'behind'} the server"
     return Check("clock", Mark.WARN, fact, "set the clock by NTP; times of the history and of Retry-After are off")
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, IndexError, OverflowError):
-        return None
-    return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)
 
 
 # --- a question and its answer ----------------------------------------------------------------------------------------
@@ -365,7 +358,7 @@ def judge_refusal(error: AheadlessError | None, headers: Mapping[str, str]) -> l
         case _:
             return [
                 failure("key", error, _first_fit(_TURN_CURES, error)),
-                *skipped(["rate limit"], "needs the key"),
+                *skipped(["rate limit"], "key failed"),
                 *rest,
             ]
 
