@@ -15,7 +15,7 @@ import ssl as ssl_module
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from aheadless._options import Secret, Timeouts
     from aheadless.exceptions import Phase
 
-__all__ = ["Answer", "Key", "OnNews", "Transport"]
+__all__ = ["Answer", "Key", "Observer", "OnNews", "Transport", "parse_date"]
 
 logger: logging.Logger = logging.getLogger("aheadless")
 
@@ -198,7 +198,7 @@ class Answer:
     @property
     def date(self) -> datetime | None:
         """The server's time when it answered, if it says so."""
-        return _parse_date(self._response.headers.get("Date", ""))
+        return parse_date(self._response.headers.get("Date", ""))
 
     async def read(self, deadline: float | None, /) -> bytes:
         """Return the bytes that are there, or wait for some; `b""` at the end of the body.
@@ -373,12 +373,23 @@ class _Post(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
 
 
+class Observer(Protocol):
+    """Sees of the requests what their answers do not tell. Plain calls that do not wait."""
+
+    def connected(self, connection: asyncio.BaseTransport, *, reused: bool) -> None:
+        """Note which connection a request gets, and whether an earlier one had it before."""
+
+    def answered(self, headers: Mapping[str, str]) -> None:
+        """Note the headers of an answer, a refusal's as well; their names are looked up in any case."""
+
+
 class _Connector(aiohttp.TCPConnector):
     """Gives out no connection of which it can be told that a request has no business on it."""
 
-    def __init__(self, *, limit: int) -> None:
+    def __init__(self, *, limit: int, observer: Observer | None) -> None:
         # One of its other parameters has a type that aiohttp leaves open.
         super().__init__(limit=limit, keepalive_timeout=KEEPALIVE)  # pyright: ignore[reportUnknownMemberType]
+        self._observer = observer
         self._used: WeakSet[ResponseHandler] = WeakSet()
 
     async def connect(
@@ -399,6 +410,8 @@ class _Connector(aiohttp.TCPConnector):
             used = protocol in self._used
             if protocol.is_connected() and not (used and protocol.should_close):
                 self._used.add(protocol)
+                if self._observer is not None and protocol.transport is not None:
+                    self._observer.connected(protocol.transport, reused=used)
                 return connection
             connection.close()
             if not used:
@@ -431,6 +444,8 @@ class Transport:
         self._proxy = proxy
         self._max_connections = max_connections
         self._was_full = False
+        self.observer: Observer | None = None
+        """Who is told of the connections of the client's own, and of all answers; set before the first request."""
         self._trace: aiohttp.TraceConfig | None = None
 
     async def open_stream(
@@ -560,6 +575,8 @@ class Transport:
             # Raised here and not in the handler, so that it has no context: see the top of this module.
             raise failure
         assert response is not None  # noqa: S101 - for the type checker
+        if self.observer is not None:
+            self.observer.answered(response.headers)
         answer = Answer(response, self._lingering, first_token_at=limits.wait_until, total_at=limits.total_at)
         if response.status != HTTPStatus.OK or response.content_type == "text/html":
             await _refuse(response, answer, key)
@@ -583,7 +600,7 @@ class Transport:
             raise ClientClosedError("the client is closed")
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=_Connector(limit=self._max_connections),
+                connector=_Connector(limit=self._max_connections, observer=self.observer),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
@@ -753,13 +770,14 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
-        if (date := _parse_date(text)) is None:
+        if (date := parse_date(text)) is None:
             return None
         seconds = (date - now).total_seconds()
     return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def _parse_date(text: str) -> datetime | None:
+def parse_date(text: str) -> datetime | None:
+    """Return what an HTTP date says, aware; None if it is none."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, IndexError, OverflowError):
