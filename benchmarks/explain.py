@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import aheadless
 from aheadless import Token
 from aheadless.protocol.codec import decode_tokens
+from benchmarks import servers
 from benchmarks.__main__ import OURS, PAGE, PLAIN, put_into, responder
 from benchmarks.clients import CLIENTS
 from benchmarks.measure import pin, raise_file_limit
@@ -103,6 +105,27 @@ async def memory(base: str, client: str, streams: int = 400) -> Counter[str]:
     for difference in after.compare_to(before, "lineno"):
         found[owner(difference.traceback[0].filename)] += difference.size_diff
     return Counter({name: round(size / streams) for name, size in found.items()})
+
+
+async def server_instructions(kind: str) -> Counter[str]:
+    """Return the instructions for one more JSON reply of twenty tokens, in the event loop's thread of a server."""
+    found: list[Counter[str]] = []
+
+    async def ask(port: int) -> None:
+        program = "import asyncio, sys; from benchmarks.servers import ask_all; port, turns = map(int, sys.argv[1:]); "
+        program += "asyncio.run(ask_all(port, '/v1/chat', turns=turns, connections=8))"
+        for turns in (8, 40, 240):
+            steps: Counter[str] = Counter()
+            asking = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(port), str(turns))
+            sys.settrace(traced(steps))
+            await asyncio.create_task(asking.wait())
+            sys.settrace(None)
+            found.append(steps)
+
+    with patch.object(servers, "announce", ask):
+        await servers.serve(kind)
+    _, few, many = found
+    return Counter({name: round((many[name] - few[name]) / 200) for name in many})
 
 
 def imports() -> Counter[str]:
@@ -187,15 +210,17 @@ def table(title: str, columns: dict[str, Counter[str]]) -> Iterator[str]:
     yield ""
 
 
-def measured(what: str, client: str, base: str) -> Counter[str]:
+def measured(what: str, whose: str, base: str) -> Counter[str]:
     """Measure in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.explain", what, client, base]
+    command = [sys.executable, "-m", "benchmarks.explain", what, whose, base]
     return Counter(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
 def explained(base: str) -> Iterator[str]:
     for what, title in TITLES.items():
         yield from table(title, {client: measured(what, client, base) for client in (PLAIN, OURS)})
+    reply = "instructions for a JSON reply of twenty tokens, in the server's event loop"
+    yield from table(reply, {kind: measured("server", kind, base) for kind in servers.KINDS})
     yield from table("milliseconds of an import, while Python keeps time", {"found": imports()})
     yield "| a token that comes with others | nanoseconds |"
     yield "|---|---|"
@@ -214,11 +239,12 @@ def main() -> None:
     pin(0)
     raise_file_limit()
     if len(sys.argv) > 1:
-        what, client, base = sys.argv[1:]
+        what, whose, base = sys.argv[1:]
         work = {
-            "alone": lambda: instructions(base, client, lambda number: [f"paced/{number}/50"]),
-            "turn": lambda: instructions(base, client, lambda number: ["burst/1/0"] * number),
-            "memory": lambda: memory(base, client),
+            "alone": lambda: instructions(base, whose, lambda number: [f"paced/{number}/50"]),
+            "turn": lambda: instructions(base, whose, lambda number: ["burst/1/0"] * number),
+            "memory": lambda: memory(base, whose),
+            "server": lambda: server_instructions(whose),
         }[what]
         print(json.dumps(asyncio.run(work())))
         return
