@@ -53,29 +53,49 @@ async def cpu(base: str, client: str, mode: str, tokens: int, rounds: int) -> li
 
 
 async def paced(base: str, client: str, streams: int, tokens: int, rate: float) -> dict[str, float]:
-    """Return CPU for each token, and how late tokens were, with so many streams open at once."""
+    """Return CPU for each token, and how late tokens were, while so many streams are open.
+
+    That is from when each has had its first token until the first one ends: what turns cost at their beginning and
+    their end is not in it.
+    """
     delays: list[float] = []
+    begun: set[object] = set()
+    marks: list[tuple[float, float, int, int]] = []
+
+    def mark() -> None:
+        marks.append((time.monotonic(), time.process_time(), len(delays), resident()))
 
     def on_text(text: str) -> None:
         delays.append(time.monotonic() - float(text))
+        if len(begun) < streams:
+            begun.add(asyncio.current_task())
+            if len(begun) == streams:
+                mark()
 
     async with CLIENTS[client](base, on_text) as ask:
-        # What is made once, as the connector, is made by now.
-        await ask(f"paced/1/{rate}")
+
+        async def read() -> int:
+            count = await ask(f"paced/{tokens}/{rate}")
+            if len(begun) == streams and len(marks) == 1:
+                mark()
+            return count
+
+        await ask(f"paced/1/{rate}")  # what is made once, as the connector, is made by now
         delays.clear()
+        begun.clear()
         before = resident()
-        begun, cpu_begun = time.monotonic(), time.process_time()
-        counts = await asyncio.gather(*(ask(f"paced/{tokens}/{rate}") for _ in range(streams)))
-        used, took = time.process_time() - cpu_begun, time.monotonic() - begun
-        grown = resident() - before
+        tasks = [asyncio.ensure_future(read()) for _ in range(streams)]
+        counts = await asyncio.gather(*tasks)
     assert counts == [tokens] * streams, "tokens were lost"
-    delays.sort()
+    (opened_at, cpu_before, first, held), (ended_at, cpu_after, last, _) = marks
+    assert last > first, "the first stream ended before the last one had begun"
+    late = sorted(delays[first:last])
     return {
-        "cpu_us": 1e6 * used / (streams * tokens),
-        "busy": used / took,
-        "p50_ms": 1e3 * delays[len(delays) // 2],
-        "p99_ms": 1e3 * delays[len(delays) * 99 // 100],
-        "kib": grown / streams / 1024,
+        "cpu_us": 1e6 * (cpu_after - cpu_before) / len(late),
+        "busy": (cpu_after - cpu_before) / (ended_at - opened_at),
+        "p50_ms": 1e3 * late[len(late) // 2],
+        "p99_ms": 1e3 * late[len(late) * 99 // 100],
+        "kib": (held - before) / streams / 1024,
     }
 
 

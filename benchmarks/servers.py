@@ -74,6 +74,11 @@ async def serve_plain() -> None:
     await runner.cleanup()
 
 
+async def serve(kind: str) -> None:
+    with patch("aheadless.server.api.Storage", Forgetful if kind == "unstored" else Storage):
+        await (serve_plain() if kind == "plain" else serve_ours())
+
+
 async def announce(port: int) -> None:
     print(port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
@@ -193,5 +198,4 @@ def measured(kind: str, *, turns: int, streams: int) -> dict[str, float]:
 if __name__ == "__main__":
     pin(1)
     raise_file_limit()
-    with patch("aheadless.server.api.Storage", Forgetful if sys.argv[1] == "unstored" else Storage):
-        asyncio.run(serve_plain() if sys.argv[1] == "plain" else serve_ours())
+    asyncio.run(serve(sys.argv[1]))

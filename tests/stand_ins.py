@@ -25,8 +25,9 @@ ROOT: Final = Path(__file__).parents[1]
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PYTHON: Final = (sys.executable, "-W", "error")
 
-# Where the pages say that the server is, and in TEST_SERVER where it is.
+# Where the pages say that the server is; in the environment's TEST_SERVER is where it is.
 SERVER: Final = "http://127.0.0.1:4000"
+SERVERS: Final = {SERVER, "https://chat.example.org"}
 
 
 def make_folder(folder: Path) -> None:
@@ -51,7 +52,7 @@ def aheadless(*arguments: str) -> None:
     if arguments[:1] == ("serve",):
         serve("-m", "aheadless", *arguments, says="aheadless serves")
     else:
-        run("-m", "aheadless", *arguments)
+        run("-m", "aheadless", *map(moved, arguments))
 
 
 def uvicorn(*arguments: str) -> None:
@@ -61,8 +62,12 @@ def uvicorn(*arguments: str) -> None:
 
 def environment() -> dict[str, str]:
     """Return what the block has exported, with the server of the test in the place of the page's."""
-    moved = {SERVER: os.environ["TEST_SERVER"]}
-    return {**{name: moved.get(value, value) for name, value in os.environ.items()}, "AHEADLESS_PORT": "0"}
+    return {**{name: moved(value) for name, value in os.environ.items()}, "AHEADLESS_PORT": "0"}
+
+
+def moved(value: str) -> str:
+    """Return the address of the test's server for that of a page's, and anything else as it is."""
+    return os.environ["TEST_SERVER"] if value in SERVERS else value
 
 
 def run(*arguments: str) -> None:

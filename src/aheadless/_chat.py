@@ -11,6 +11,7 @@ from aheadless._options import (
     parse_on_busy,
 )
 from aheadless._stream import NO_CALLBACKS, Callbacks, ReplyStream
+from aheadless._telemetry import Watch
 from aheadless.exceptions import (
     AheadlessError,
     ConfigurationError,
@@ -226,6 +227,7 @@ class Chat:
             timeouts=checked(timeouts, Timeouts, "timeouts") or core.timeouts,
             on_busy=parse_on_busy(core.on_busy if policy is None else policy),
             json=json,
+            watch=Watch(self.session_id),
         )
 
 

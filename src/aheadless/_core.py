@@ -8,7 +8,7 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
-import attrs
+import msgspec
 
 from aheadless._pacing import Pacing, Waiting
 from aheadless._retry import Retry, RetryBudget, Retrying
@@ -54,8 +54,7 @@ class Live(Protocol):
         """End it with an error of this side."""
 
 
-@attrs.define(eq=False)
-class Core:
+class Core(msgspec.Struct, eq=False):
     """What a client shares with its chats and their questions."""
 
     transport: Transport
@@ -76,11 +75,12 @@ class Core:
     recovery: Recovery
     log: EventLog | None  # the store's, if it keeps one
     pace: SharedPace | None  # the store's, if it shares one
-    budget: RetryBudget = attrs.field(factory=RetryBudget, init=False)
-    live: set[Live] = attrs.field(factory=set["Live"], init=False)
-    closed: bool = attrs.field(default=False, init=False)
-    _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False)
-    _pid: int | None = attrs.field(default=None, init=False)
+    budget: RetryBudget = msgspec.field(default_factory=RetryBudget)
+    live: set[Live] = msgspec.field(default_factory=set["Live"])
+    closed: bool = False
+    _loop: asyncio.AbstractEventLoop | None = None
+    _pacing: Pacing | None = None
+    _pid: int | None = None
 
     def check_open(self) -> None:
         if self.closed:
@@ -112,7 +112,9 @@ class Core:
 
     def pacing(self) -> Pacing:
         """Return the pace towards this origin, which all of its clients here share, and others if the store does."""
-        return Pacing(self.transport.origin, self.pace)
+        if self._pacing is None:
+            self._pacing = Pacing(self.transport.origin, self.pace)
+        return self._pacing
 
     async def get(self, path: str, key: Key | None = None) -> tuple[bytes, datetime | None]:
         self.bind()

@@ -15,12 +15,12 @@ import ssl as ssl_module
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import aiohttp
-import attrs
+import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
 from aheadless._options import hide
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from aheadless._options import Secret, Timeouts
     from aheadless.exceptions import Phase
 
-__all__ = ["Answer", "Key", "OnNews", "Transport"]
+__all__ = ["Answer", "Key", "Observer", "OnNews", "Transport", "parse_date"]
 
 logger: logging.Logger = logging.getLogger("aheadless")
 
@@ -92,8 +92,7 @@ class _HeaderValue(str):
         return "***"
 
 
-@attrs.define(eq=False)
-class _Evidence:
+class _Evidence(msgspec.Struct, eq=False):
     """What aiohttp's trace told of one request."""
 
     on_connected: Callable[[], None] | None = None
@@ -199,7 +198,7 @@ class Answer:
     @property
     def date(self) -> datetime | None:
         """The server's time when it answered, if it says so."""
-        return _parse_date(self._response.headers.get("Date", ""))
+        return parse_date(self._response.headers.get("Date", ""))
 
     async def read(self, deadline: float | None, /) -> bytes:
         """Return the bytes that are there, or wait for some; `b""` at the end of the body.
@@ -210,18 +209,18 @@ class Answer:
         """
         self._arm(deadline)
         failure: BaseException | None = None
-        chunk = b""
         try:
             chunk = await self._content.readany()
         except (aiohttp.ClientError, HttpProcessingError, OSError) as exc:
             chunk = self._salvage()
-            failure = exc if isinstance(exc, TimeoutError) else _body_failure(exc)
+            if not chunk:
+                failure = exc if isinstance(exc, TimeoutError) else _body_failure(exc)
         finally:
             self._deadline = None
+        if failure is not None:
+            raise failure
         self._taken += len(chunk)
-        if failure is None or chunk:
-            return chunk
-        raise failure
+        return chunk
 
     def wake(self, error: Exception) -> None:
         """Make the waiting reader raise `error`; without one, the next read does."""
@@ -324,8 +323,7 @@ def _retrieve(closed: asyncio.Future[None]) -> None:
         closed.exception()
 
 
-@attrs.define(eq=False)
-class _Limits:
+class _Limits(msgspec.Struct, eq=False):
     """The deadlines of one request, in loop time; a None never comes."""
 
     phase: Phase
@@ -343,10 +341,8 @@ class _Limits:
 
     @property
     def current(self) -> float | None:
-        ends = [
-            end for end in (self.wait_until if self._connected else self.connect_at, self.total_at) if end is not None
-        ]
-        return min(ends, default=None)
+        at = self.wait_until if self._connected else self.connect_at
+        return self.total_at if at is None or (self.total_at is not None and self.total_at < at) else at
 
     def connected(self) -> None:
         self._connected = True
@@ -362,16 +358,14 @@ def _after(now: float, seconds: float | None) -> float | None:
     return None if seconds is None else now + seconds
 
 
-@attrs.frozen
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """A key and the header it travels in."""
 
     header: str
     secret: Secret
 
 
-@attrs.frozen
-class _Post:
+class _Post(msgspec.Struct, frozen=True):
     """What a POST has that a GET has not."""
 
     body: bytes
@@ -379,12 +373,23 @@ class _Post:
     headers: Mapping[str, str]
 
 
+class Observer(Protocol):
+    """Sees of the requests what their answers do not tell. Plain calls that do not wait."""
+
+    def connected(self, connection: asyncio.BaseTransport, *, reused: bool) -> None:
+        """Note which connection a request gets, and whether an earlier one had it before."""
+
+    def answered(self, headers: Mapping[str, str]) -> None:
+        """Note the headers of an answer, a refusal's as well; their names are looked up in any case."""
+
+
 class _Connector(aiohttp.TCPConnector):
     """Gives out no connection of which it can be told that a request has no business on it, and closes each at once."""
 
-    def __init__(self, *, limit: int) -> None:
+    def __init__(self, *, limit: int, observer: Observer | None) -> None:
         # One of its other parameters has a type that aiohttp leaves open.
         super().__init__(limit=limit, keepalive_timeout=KEEPALIVE)  # pyright: ignore[reportUnknownMemberType]
+        self._observer = observer
         self._used: WeakSet[ResponseHandler] = WeakSet()
 
     async def connect(
@@ -407,6 +412,8 @@ class _Connector(aiohttp.TCPConnector):
                 if not used:
                     _close_at_once(protocol)
                 self._used.add(protocol)
+                if self._observer is not None and protocol.transport is not None:
+                    self._observer.connected(protocol.transport, reused=used)
                 return connection
             connection.close()
             if not used:
@@ -446,6 +453,8 @@ class Transport:
         self._proxy = proxy
         self._max_connections = max_connections
         self._was_full = False
+        self.observer: Observer | None = None
+        """Who is told of the connections of the client's own, and of all answers; set before the first request."""
         self._trace: aiohttp.TraceConfig | None = None
 
     async def open_stream(
@@ -575,6 +584,8 @@ class Transport:
             # Raised here and not in the handler, so that it has no context: see the top of this module.
             raise failure
         assert response is not None  # noqa: S101 - for the type checker
+        if self.observer is not None:
+            self.observer.answered(response.headers)
         answer = Answer(response, self._lingering, first_token_at=limits.wait_until, total_at=limits.total_at)
         if response.status != HTTPStatus.OK or response.content_type == "text/html":
             await _refuse(response, answer, key)
@@ -598,7 +609,7 @@ class Transport:
             raise ClientClosedError("the client is closed")
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=_Connector(limit=self._max_connections),
+                connector=_Connector(limit=self._max_connections, observer=self.observer),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
@@ -768,13 +779,14 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
-        if (date := _parse_date(text)) is None:
+        if (date := parse_date(text)) is None:
             return None
         seconds = (date - now).total_seconds()
     return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def _parse_date(text: str) -> datetime | None:
+def parse_date(text: str) -> datetime | None:
+    """Return what an HTTP date says, aware; None if it is none."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, IndexError, OverflowError):

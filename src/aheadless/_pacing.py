@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import attrs
+import msgspec
 
 from aheadless.exceptions import Delivery, RateLimitError
 
@@ -68,8 +69,7 @@ class Waiting:
     """After so many seconds it gives up with a RateLimitError."""
 
 
-@attrs.define(eq=False)
-class Pass:
+class Pass(msgspec.Struct, eq=False):
     """The leave to send one request; to be given back by :meth:`Pacer.leave`."""
 
     round: int
@@ -80,8 +80,7 @@ class Pass:
     retry_after: float | None = None
 
 
-@attrs.define(eq=False)
-class _Place:
+class _Place(msgspec.Struct, eq=False):
     limit: RateLimit | None
     turn: asyncio.Future[Pass]
 

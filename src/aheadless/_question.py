@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import attrs
+import msgspec
 
 from aheadless._options import (
     OnBusy,
@@ -20,7 +21,6 @@ from aheadless._pacing import Pacing, Pass, Waiting
 from aheadless._retry import Retrying
 from aheadless._session import Message, MessageStatus, Reply, Session
 from aheadless._stream import ReplyStream, call
-from aheadless._telemetry import Watch
 from aheadless.exceptions import (
     AheadlessError,
     ClientClosedError,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from aheadless._search import Search
     from aheadless._stream import Source
     from aheadless._subscription import Outcome
+    from aheadless._telemetry import Watch
     from aheadless.protocol.events import Event
 
 
@@ -68,8 +69,7 @@ LONGEST_QUEUE = 600.0
 LONGEST_REPLY = 300.0
 
 
-@attrs.define(eq=False)
-class Question:
+class Question(msgspec.Struct, eq=False):
     """One message on its way: the wiring of its stream."""
 
     core: Core
@@ -81,14 +81,14 @@ class Question:
     timeouts: Timeouts
     on_busy: OnBusy
     json: bool
-    give_up_at: float | None = attrs.field(default=None, init=False)
-    unsure: bool = attrs.field(default=False, init=False)  # whether an earlier attempt may have arrived
-    asked: Message | None = attrs.field(default=None, init=False)
-    asked_at: float = attrs.field(default=0.0, init=False)  # by the loop's clock
-    remembered: Preceding | None = attrs.field(default=None, init=False)
-    unanswered: bool = attrs.field(default=False, init=False)  # the history shows the question, and no reply
-    saved: bool = attrs.field(default=False, init=False)
-    watch: Watch = attrs.field(default=attrs.Factory(lambda self: Watch(self.session_id), takes_self=True), init=False)
+    watch: Watch
+    give_up_at: float | None = None
+    unsure: bool = False  # whether an earlier attempt may have arrived
+    asked: Message | None = None
+    asked_at: float = 0.0  # by the loop's clock
+    remembered: Preceding | None = None
+    unanswered: bool = False  # the history shows the question, and no reply
+    saved: bool = False
 
     @property
     def session_id(self) -> str:
@@ -106,6 +106,9 @@ class Question:
         self.watch.begin(self.core.transport.base_url, stream=not self.json, message=self.message)
         self.core.bind()
         self.core.live.add(stream)
+        if not self.gate.busy and self.core.keeper is None:
+            await self.gate.enter(stream, self.on_busy)  # at once
+            return
         try:
             async with asyncio.timeout(LONGEST_QUEUE):
                 await self.gate.enter(stream, self.on_busy)
@@ -335,7 +338,8 @@ class Question:
             self.core.keeper.end(self.session)
         self.gate.leave(stream)
         self.core.live.discard(stream)
-        self.watch.end(outcome, status=status, timings=stream.timings, conversation_id=self.session.conversation_id)
+        timings = outcome.timings if isinstance(outcome, Reply) else stream.timings
+        self.watch.end(outcome, status=status, timings=timings, conversation_id=self.session.conversation_id)
 
     async def record(self) -> None:
         if self.core.keeper is not None and not self.saved:
@@ -343,8 +347,7 @@ class Question:
             self.saved = True  # what becomes of a later turn is told to that one
 
 
-@attrs.define(eq=False)
-class _Whole:
+class _Whole(msgspec.Struct, eq=False):
     """A JSON answer told as the stream that it might have been: a reply comes from `done` and from nowhere else."""
 
     events: bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
+import msgspec
 
 from aheadless.exceptions import Delivery
 
@@ -93,25 +94,24 @@ class Reply:
         return self.text
 
 
-@attrs.define(eq=False)
-class Session:
+class Session(msgspec.Struct, eq=False, weakref=True):
     """The state of one conversation. At most `history_limit` messages are kept, the oldest go first."""
 
     session_id: str
     history_limit: int
     conversation_id: str | None = None
-    revision: int = attrs.field(default=0, init=False)
+    revision: int = 0
     """Of the stored record that this one was read from or written to; 0 without one."""
-    used_at: float = attrs.field(default=0.0, init=False)
+    used_at: float = 0.0
     """When it was last used, by the clock of whoever uses it."""
-    baseline: Baseline | None = attrs.field(default=None, init=False)
+    baseline: Baseline | None = None
     """What the server had when somebody looked, if nobody else has changed this session since."""
-    messages: tuple[Message, ...] = attrs.field(default=(), init=False)
+    messages: tuple[Message, ...] = ()
     """The messages, oldest first."""
-    _count: int = attrs.field(default=0, init=False)
-    _asked: tuple[int, Message] | None = attrs.field(default=None, init=False)  # the live turn's question, numbered
-    _unsaved: dict[int, Message] | None = attrs.field(default=None, init=False)  # None: there is no store
-    handle: object = attrs.field(default=None, init=False, repr=False)
+    _count: int = 0
+    _asked: tuple[int, Message] | None = None  # the live turn's question, numbered
+    _unsaved: dict[int, Message] | None = None  # None: there is no store
+    handle: object = None
     """The object that users hold for this session; it lives, with its callbacks, as long as the session is known."""
 
     @property

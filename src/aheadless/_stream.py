@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
 
-import attrs
+import msgspec
 
 from aheadless._session import Reply, Timings
 from aheadless._subscription import Mailbox, Outcome, Overflow, Subscription, call_on
@@ -54,8 +54,7 @@ OnDone: TypeAlias = "Callable[[Reply], Awaitable[object] | None]"
 OnError: TypeAlias = "Callable[[AheadlessError], Awaitable[object] | None]"
 
 
-@attrs.frozen
-class Callbacks:
+class Callbacks(msgspec.Struct, frozen=True):
     """Who is told of a turn, in the order of being called."""
 
     on_start: tuple[OnStart, ...] = ()
@@ -72,7 +71,7 @@ class Callbacks:
         on_error: OnError | None = None,
     ) -> Callbacks:
         """Return those that are given; ConfigurationError for what cannot be called."""
-        if all(callback is None for callback in (on_start, on_token, on_done, on_error)):
+        if on_start is None and on_token is None and on_done is None and on_error is None:
             return NO_CALLBACKS
         for callback in (on_start, on_token, on_done, on_error):
             if callback is not None and not callable(callback):
@@ -191,6 +190,7 @@ class ReplyStream:
         self._ended_at: float | None = None
         self._connect: float | None = None
         self._first_token_at: float | None = None
+        self._idle: float | None = None  # seconds between two events
         self._held = 0.0  # seconds for which the reader, before the first token, did not wait for it
         self._given_at: float | None = None
         self._mailboxes: tuple[Mailbox, ...] = ()
@@ -344,6 +344,7 @@ class ReplyStream:
     async def _open(self) -> None:
         """Get the source, or an outcome that says why not."""
         self._driven_at = self._now()
+        self._idle = self._wiring.idle_timeout
         try:
             async with asyncio.timeout(None) as self._scope:
                 await self._wiring.enter(self)
@@ -366,17 +367,41 @@ class ReplyStream:
 
     async def _read(self) -> Event | None:
         """Return the next event, or None and an outcome."""
+        turn, source = self._turn, self._source
+        assert source is not None  # noqa: S101 - only called on an open stream
+        if self._given_at is not None:
+            self._held += self._now() - self._given_at
+            self._given_at = None
+        # Events count, bytes do not: however many come, the deadline of this wait stays.
+        deadline: float | None = None
+        waits = False
+        lost: ConnectionLostError | None = None
         try:
-            event = await self._next_event()
+            while (event := turn.next_event()) is None:
+                if not waits:
+                    deadline, waits = self._deadline(), True
+                try:
+                    chunk = await source.read(deadline)
+                except ConnectionLostError as exc:
+                    lost, chunk = exc, b""
+                if chunk:
+                    turn.receive_data(chunk)
+                else:
+                    turn.receive_eof()
         except _EndedElsewhereError:
             return None
-        except AheadlessError as exc:
-            exc.delivery = self._turn.delivery
-            if not await self._complete(exc):
+        except (AheadlessError, TimeoutError) as exc:
+            error = self._explain(exc, lost, deadline)
+            if not await self._complete(error):
                 return None
-            event = await self._next_event()  # one of those that were read back
+            event = turn.next_event()  # the first of those that were read back
+            assert event is not None  # noqa: S101 - there is `done` at least
         if self._log is None and type(event) is Token and self._first_token_at is not None:
             return event  # as nearly all are
+        return self._note(event)
+
+    def _note(self, event: Event) -> Event | None:
+        """Take note of an event that is not one token of many; None: it is an outcome, and nothing that is given."""
         if self._log is not None:
             self._log(event)
         if type(event) is Done:
@@ -413,47 +438,32 @@ class ReplyStream:
         self._recovered = True
         return True
 
-    async def _next_event(self) -> Event:
-        turn, source = self._turn, self._source
+    def _deadline(self) -> float | None:
+        """Return until when the next event must have come, by the loop's clock."""
+        source = self._source
         assert source is not None  # noqa: S101 - only called on an open stream
-        if self._given_at is not None:
-            self._held += self._now() - self._given_at
-            self._given_at = None
-        lost: ConnectionLostError | None = None
-        waiting: tuple[float | None, Phase] | None = None
-        while True:
-            try:
-                event = turn.next_event()
-            except StreamInterruptedError as exc:
-                raise exc from lost
-            if event is not None:
-                return event
-            # Events count, bytes do not: however many come, the deadline of this wait stays.
-            waiting = waiting or self._deadline(source)
-            deadline, phase = waiting
-            try:
-                chunk = await source.read(deadline)
-            except ConnectionLostError as exc:
-                lost, chunk = exc, b""
-            except TimeoutError:
-                raise RequestTimeoutError(phase=phase) from None
-            if chunk:
-                turn.receive_data(chunk)
-            else:
-                turn.receive_eof()
-
-    def _deadline(self, source: Source) -> tuple[float | None, Phase]:
-        at: float | None
-        phase: Phase
         if self._first_token_at is None:
-            at, phase = source.first_token_at, "first_token"
+            at = source.first_token_at
             at = None if at is None else at + self._held  # only the time in which we wait counts
         else:
-            idle = self._wiring.idle_timeout
-            at, phase = None if idle is None else self._now() + idle, "idle"
-        if source.total_at is not None and (at is None or source.total_at < at):
-            return source.total_at, "total"
-        return at, phase
+            at = None if self._idle is None else self._now() + self._idle
+        total_at = source.total_at
+        return total_at if at is None or (total_at is not None and total_at < at) else at
+
+    def _explain(
+        self, exc: AheadlessError | TimeoutError, lost: ConnectionLostError | None, deadline: float | None
+    ) -> AheadlessError:
+        """Return what goes out for an error of reading."""
+        if isinstance(exc, StreamInterruptedError):
+            exc.__cause__ = lost
+        elif not isinstance(exc, AheadlessError):
+            assert self._source is not None  # noqa: S101 - it was read from
+            phase: Phase = "first_token" if self._first_token_at is None else "idle"
+            if deadline is not None and deadline == self._source.total_at:
+                phase = "total"
+            exc = RequestTimeoutError(phase=phase)
+        exc.delivery = self._turn.delivery
+        return exc
 
     async def _record(self) -> None:
         """Have the settled turn saved. That a reply was not saved is what its reader gets, with the reply on it."""

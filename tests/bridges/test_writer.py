@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Coroutine
 from typing import Any
 
-import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -298,7 +298,7 @@ def test_an_error_of_the_caller():
         def on_token(text):
             raise OfTheirsError
 
-        stream._callbacks = attrs.evolve(stream._callbacks, on_token=(on_token,))
+        stream._callbacks = msgspec.structs.replace(stream._callbacks, on_token=(on_token,))
         with pytest.raises(OfTheirsError):
             await write_reply(page, stream)
 

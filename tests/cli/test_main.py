@@ -64,7 +64,7 @@ async def test_help_is_fast():
     assert ended.out == f"{OVERVIEW}set()\n"
 
 
-@pytest.mark.parametrize("command", ["chat", "conversations", "demo", "health", "send", "serve", "sessions"])
+@pytest.mark.parametrize("command", ["chat", "conversations", "demo", "doctor", "health", "send", "serve", "sessions"])
 def test_help_of_a_command(command, monkeypatch, capsys):
     """Each command lists its options, in words."""
     assert main(monkeypatch, command, "--help") == 0
@@ -132,6 +132,7 @@ async def test_without_the_extra(blocked, arguments):
         (["send", "hi", "--url", "ftp://x"], "http://"),
         (["send", "hi", "--url", "http://example.org"], "--allow-insecure-http"),
         (["send", "hi", "--url", "http://127.0.0.1:1", "--timeout", "0"], "positive"),
+        (["doctor", "--url", "http://127.0.0.1:1", "--timeout", "0"], "positive"),
         (["send", "hi", "--url", "http://127.0.0.1:1", "--api-key-file", KEY], "--api-key-file cannot be read"),
         (["send", "", "--url", "http://127.0.0.1:1"], "message is empty"),
         (["send", "x" * 4001, "--url", "http://127.0.0.1:1"], "4001 UTF-16 units"),

@@ -48,8 +48,8 @@ app: App = App(
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Connection:
-    """Where the server is."""
+class Server:
+    """Where the server is, for who has its key."""
 
     url: str | None = None
     "The server's base URL; AHEADLESS_BASE_URL if left out."
@@ -57,14 +57,20 @@ class Connection:
     api_key_file: Path | None = None
     "A file that holds the key; AHEADLESS_API_KEY if left out. (A key among the arguments could be read by others.)"
 
-    timeout: float | None = None
-    "Seconds to wait for the first token and between two events [60], or for a whole answer with --no-stream [120]."
-
     legacy_auth: bool = False
     "Send the key in the old header, x-widget-api-key."
 
     allow_insecure_http: bool = False
     "Let the key go over http:// to a public host."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Connection(Server):
+    """Where the server is, and how long to wait for it."""
+
+    timeout: float | None = None
+    "Seconds to wait for the first token and between two events [60], or for a whole answer with --no-stream [120]."
 
     max_wait: float | None = None
     "Seconds to wait at the most while the server says that there are too many requests; 75 if left out, 0: not at all."
@@ -239,6 +245,47 @@ def chat(*, session: str | None = None, connection: Connection = Connection()) -
         from aheadless.cli import commands  # noqa: PLC0415
 
     return commands.chat(connection.client, session)
+
+
+@app.command
+def doctor(*, no_message: bool = False, json: bool = False, timeout: float = 60, server: Server = Server()) -> int:
+    """Check what lies between this machine and a server, and say what to do.
+
+    One line for each check: ok, warn, fail or skipped; what was found; what to do.
+    It asks for the server's health twice, and sends one short message in a session
+    of its own, which the rate limit counts and the model answers.
+
+    Parameters
+    ----------
+    no_message
+        Send no message: the model is not asked, and how it streams is not checked.
+    json
+        Write one JSON object at the end.
+    timeout
+        Seconds to wait for the first token and between two events [60]. The whole reply may take twice as long.
+    """
+    with loading():
+        from aheadless import ChatClient, Retry  # noqa: PLC0415
+        from aheadless.cli import doctor as work  # noqa: PLC0415
+
+    logging.getLogger("aheadless").addHandler(logging.NullHandler())
+    url = os.environ.get("AHEADLESS_BASE_URL") if server.url is None else server.url
+    return work.doctor(
+        url,
+        lambda timeouts: ChatClient(
+            url,
+            api_key=_read_key(server.api_key_file, "--api-key-file"),
+            timeouts=timeouts,
+            retry=Retry(attempts=1),
+            max_wait=0,
+            legacy_auth=server.legacy_auth,
+            allow_insecure_http=server.allow_insecure_http,
+        ),
+        allow_insecure_http=server.allow_insecure_http,
+        timeout=timeout,
+        with_message=not no_message,
+        as_json=json,
+    )
 
 
 @app.command

@@ -31,7 +31,7 @@ from aheadless.exceptions import (
     StreamInterruptedError,
 )
 
-__all__ = ["OVERVIEW", "ExitCode", "error_line", "exit_code", "one_line", "visible", "visible_json"]
+__all__ = ["OVERVIEW", "ExitCode", "error_line", "exit_code", "in_options", "one_line", "visible", "visible_json"]
 
 
 class ExitCode(enum.IntEnum):
@@ -62,6 +62,7 @@ Commands:
   chat           Chat in the terminal; tokens appear as they arrive, Ctrl-C stops a reply.
   conversations  List the server's newest conversations, or show the messages of one.
   demo           Run a server and a chat in one process: no key, no network, nothing to set up.
+  doctor         Check what lies between this machine and a server, and say what to do.
   health         Ask the server whether it is well, and how long it takes to say so.
   send           Send one message and write the answer to stdout.
   serve          Run the API's server until SIGINT or SIGTERM.
@@ -154,13 +155,18 @@ def exit_code(error: AheadlessError) -> ExitCode:
     return next((code for kinds, code, _ in _KINDS if isinstance(error, kinds)), ExitCode.FAILED)
 
 
-def error_line(error: AheadlessError) -> str:
-    """Return one line: what went wrong, what became of the message and the answer, what to do."""
+def in_options(error: AheadlessError) -> str:
+    """Return the error's own message, with options where the library names its parameters."""
     message = str(error)
     if isinstance(error, ConfigurationError):
         for name, option in _OPTIONS.items():
             message = message.replace(name, option)
-    parts = [message, _BECAME.get(error.delivery, "")]
+    return message
+
+
+def error_line(error: AheadlessError) -> str:
+    """Return one line: what went wrong, what became of the message and the answer, what to do."""
+    parts = [in_options(error), _BECAME.get(error.delivery, "")]
     if error.partial:
         parts.append("the answer is not complete")
     parts.append(next((hint for kinds, _, hint in _KINDS if isinstance(error, kinds)), ""))

@@ -6,7 +6,6 @@ import json
 import re
 from typing import TYPE_CHECKING, Final, cast
 
-import attrs
 import msgspec
 
 from aheadless.exceptions import InvalidRequestError, ProtocolError, snippet
@@ -140,16 +139,14 @@ def join_surrogates(text: str) -> str:
 # --- requests and replies ---------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class ChatRequest:
+class ChatRequest(msgspec.Struct, frozen=True):
     """One question as it goes over the wire."""
 
     session_id: str
     message: str
 
 
-@attrs.frozen
-class JSONReply:
+class JSONReply(msgspec.Struct, frozen=True):
     """What `POST /v1/chat` answers."""
 
     text: str

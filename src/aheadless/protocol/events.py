@@ -1,7 +1,7 @@
 """What a stream says, one frozen value an event.
 
-These are msgspec's structs, where all other values are attrs classes: the decoder makes them straight from the bytes,
-and a token costs a third of what an attrs object made from a decoded one did.
+These are msgspec's structs, where the other values that users see are attrs classes: the decoder makes them straight
+from the bytes, and a token costs a third of what an attrs object made from a decoded one did.
 """
 
 from __future__ import annotations

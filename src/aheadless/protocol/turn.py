@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from aheadless.exceptions import Delivery, ProtocolError, StreamInterruptedError
@@ -38,6 +39,8 @@ class TurnState(enum.Enum):
     INTERRUPTED = "interrupted"
     """It ended without either, by the other side or by ours."""
 
+
+_text_of: Final = attrgetter("text")
 
 _W, _S, _D, _F = TurnState.WAITING, TurnState.STREAMING, TurnState.DONE, TurnState.FAILED
 
@@ -108,7 +111,13 @@ class Turn:
         if len(chunk) > self._room:
             chunk = chunk[: self._room]
             self._overflowed = True
+            self._drained = False
         self._room -= len(chunk)
+        if self._drained and not self.ready and len(chunk) <= self._max_line and (tokens := decode_tokens(chunk)):
+            # Whole lines and nothing before them, as nearly every chunk is: they need not be kept to be cut.
+            self._decoder.line_number += len(tokens)
+            self._offer(tokens)
+            return
         self._drained = False
         self._decoder.receive_data(chunk)
 
@@ -154,6 +163,7 @@ class Turn:
             self._given = self.text
             self.ready.clear()
             self._ahead.clear()
+            self._drained = False
             self._flush()
             self.state = TurnState.INTERRUPTED
 
@@ -197,15 +207,20 @@ class Turn:
         if not tokens:
             return False
         self._decoder.skip_lines(len(block), len(tokens))
-        self._ahead += tokens
-        self.ready += reversed(tokens)
+        self._offer(tokens)
         self._drained = not (self._decoder.pending or self._overflowed or self._eof)
         return True
+
+    def _offer(self, tokens: list[Token]) -> None:
+        """Let tokens be taken from :attr:`ready`, of which all that was in it was given."""
+        self._parts += map(_text_of, self._ahead)
+        self._ahead = tokens
+        self.ready += tokens[::-1]
 
     def _fold(self) -> None:
         """Note the texts of the tokens that were given from :attr:`ready`."""
         if given := len(self._ahead) - len(self.ready):
-            self._parts += [token.text for token in self._ahead[:given]]
+            self._parts += map(_text_of, self._ahead[:given])
             del self._ahead[:given]
 
     def _take(self) -> Event | None:
