@@ -37,7 +37,7 @@ def check_changelog(text: str, version: str) -> Iterator[str]:
 def check_git(version: str) -> Iterator[str]:
     """Yield what is not committed, or is tagged as another version."""
     if changed := git("status", "--porcelain"):
-        yield f"{len(changed)} files are not committed, {changed[0].split()[-1]} the first of them"
+        yield f"not committed: {', '.join(line[3:] for line in changed)}"
     tags = [tag for tag in git("tag", "--points-at", "HEAD") if re.match(r"v\d", tag)]
     if tags not in ([], [f"v{version}"]):
         yield f"the commit is tagged {', '.join(tags)}, and _version.py says {version}"
