@@ -93,7 +93,7 @@ class Reply:
         return self.text
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Session:
     """The state of one conversation. At most `history_limit` messages are kept, the oldest go first."""
 
@@ -111,8 +111,11 @@ class Session:
     _count: int = attrs.field(default=0, init=False)
     _asked: tuple[int, Message] | None = attrs.field(default=None, init=False)  # the live turn's question, numbered
     _unsaved: dict[int, Message] | None = attrs.field(default=None, init=False)  # None: there is no store
-    handle: object = attrs.field(default=None, init=False, repr=False)
+    handle: object = attrs.field(default=None, init=False)
     """The object that users hold for this session; it lives, with its callbacks, as long as the session is known."""
+
+    def __repr__(self) -> str:
+        return f"<Session {self.session_id}, {len(self.messages)} messages{', live' * self.live}>"
 
     @property
     def live(self) -> bool:

@@ -49,8 +49,11 @@ class RetryLater(Exception):  # noqa: N818 - it says what to do, as what it stan
     """Raised by a page: the platform wants no call for so many seconds."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"not before {seconds:g} s have passed")
+        super().__init__(seconds)
         self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"not before {self.seconds:g} s have passed"
 
 
 class MessageGone(Exception):  # noqa: N818 - as above
@@ -88,8 +91,8 @@ def _unpickled(message: str, reply: Reply) -> NotShownError:
 class Page(Protocol[M]):
     """One place of a platform where a reply is written; `M` is the platform's kind of message.
 
-    Calls are made one at a time. Whatever else they raise counts as a failure of the way to the platform: the next
-    edit makes good for it, and the final one is tried again.
+    Calls are made one at a time; one that takes longer than 20 s is cancelled. Whatever else they raise counts as a
+    failure of the way to the platform: the next edit makes good for it, and the final one is tried again.
     """
 
     @property

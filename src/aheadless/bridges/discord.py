@@ -126,6 +126,9 @@ class ChatCog(commands.Cog, name="Chat"):
         self._live: dict[asyncio.Task[object], ReplyStream] = {}
         self._loaded = False
 
+    def __repr__(self) -> str:
+        return f"<ChatCog, {f'{len(self._live)} live replies' if self._loaded else 'not loaded'}>"
+
     @commands.Cog.listener()
     async def on_message(self, message: discord.Message) -> None:
         """Answer a message, if it is for the bot."""
