@@ -177,7 +177,7 @@ def test_what_happens_on_cancel():
         name
         for name, function in CALLED.items()
         if inspect.iscoroutinefunction(function)
-        and "cancel" not in inspect.getdoc(function) + (inspect.getdoc(classes.get(name.rpartition(".")[0])) or "")
+        and "cancel" not in f"{inspect.getdoc(function)} {inspect.getdoc(classes.get(name.rpartition('.')[0]))}"
     }
 
     assert without == CANCELLED_WITHOUT_A_WORD
@@ -353,7 +353,7 @@ async def test_failed_turn_shows_no_secret(holders, name):
     assert SECRET not in told(caught.value)
 
 
-def told(error: BaseException) -> str:
+def told(error: BaseException | None) -> str:
     """Return all that can be made of an error and of what led to it, with the locals of every frame but those here."""
     texts = []
     while error is not None:
@@ -500,7 +500,7 @@ def test_values_travel():
 
 def error_of(kind: type[AheadlessError]) -> AheadlessError:
     """Make an error with everything that its class takes."""
-    given = {
+    given: dict[str, Any] = {
         "delivery": Delivery.ACCEPTED,
         "session_id": "s",
         "partial": "Hel",
