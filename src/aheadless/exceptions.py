@@ -292,7 +292,7 @@ class ReplyFailedError(AheadlessError):
     default_delivery = Delivery.ACCEPTED
 
     reason: str
-    """What the server said, as it came: not escaped, and of any length up to that of a line."""
+    """What the server said; not escaped, and as long as a line of the stream may be (8 MiB)."""
 
     def __init__(
         self,
