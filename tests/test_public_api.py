@@ -51,7 +51,7 @@ from aheadless.bridges.discord import ChatCog, DiscordWords
 from aheadless.bridges.slack import SlackPace, SlackWords
 from aheadless.bridges.telegram import TelegramWords, chat_router
 from aheadless.bridges.web import LiveTurns, Visitors, refusal, to_sse
-from aheadless.server import AnswersEngine, OpenAIEngine, ServerSettings, create_app, run_server
+from aheadless.server import AnswersEngine, OpenAIEngine, ScriptedEngine, ServerSettings, create_app, run_server
 from aheadless.stores import Lease, MemoryStore, RedisStore, SessionChange, SessionRecord, SQLiteStore
 from aheadless.testing import (
     CONVERSATION_ID,
@@ -367,6 +367,23 @@ def told(error: BaseException | None) -> str:
 # --- states -----------------------------------------------------------------------------------------------------------
 
 
+def test_whatever_has_a_state_shows_it():
+    """No class leaves it to Python to tell where in the memory an object is, unless there is nothing else to tell."""
+    without = {str(entry) for entry in CLASSES if entry.value.__repr__ is object.__repr__}
+
+    assert without == {
+        # Protocols.
+        "Following",
+        "bridges.Page",
+        "server.ReplyEngine",
+        "stores.SessionStore",
+        # They have no state.
+        "admin.AdminClient",
+        "bridges.django.RefusalMiddleware",
+        "server.EchoEngine",
+    }
+
+
 async def test_client_shows_its_state():
     """Whether it is open, and what is going on."""
     gate = asyncio.Event()
@@ -425,6 +442,7 @@ async def test_bridges_and_engines_show_their_state(tmp_path):
 
     assert repr(engine) == f"<AnswersEngine {tmp_path}>"
     assert repr(model) == "<OpenAIEngine m at http://localhost/v1/chat/completions>"
+    assert repr(ScriptedEngine(["a"], ["b"])) == "<ScriptedEngine, 2 scripts, 0 replies>"
     assert repr(live_turns) == "<LiveTurns, not entered>"
     assert repr(Visitors(SECRET, secure=False)) == "<Visitors by the cookie visitor, 1 secrets>"
     async with ChatClient("http://localhost", api_key="none") as client:

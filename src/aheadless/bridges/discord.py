@@ -40,9 +40,11 @@ class DiscordWords(Words):
     """What people read in Discord besides the replies."""
 
     no_question: str = "Yes? Ask me something. I can only read text."
+    """To a message for the bot that has no text."""
     stop: str = "⏹ Stop"
     """On the button."""
     not_yours: str = "Only the person who asked can stop this reply."
+    """To somebody else who pressed it."""
 
 
 async def reply_stream(
