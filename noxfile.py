@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,19 +29,6 @@ PROJECT: Final = nox.project.load_toml("pyproject.toml")
 THIS_PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 # Those of the classifiers, and the one that runs nox, so that there is always one to test.
 PYTHONS: Final = list(dict.fromkeys([*nox.project.python_versions(PROJECT), THIS_PYTHON]))
-
-# What the demo answers from, what the type checkers of users need, and the licence.
-IN_WHEEL: Final = (
-    "aheadless/py.typed",
-    "aheadless_pytest.py",
-    "aheadless/server/_docs/README.md",
-    "aheadless/server/_docs/tutorial.md",
-    "aheadless/server/_docs/howto/self-host.md",
-    "aheadless/server/_docs/explanation/protocol.md",
-    "aheadless/server/_docs/reference/settings.md",
-    "licenses/LICENSE",
-)
-IN_SDIST: Final = ("README.md", "LICENSE", "noxfile.py", "docs/conf.py", "tests/conftest.py", "src/aheadless/py.typed")
 
 # In percent. What survives is mostly no change at all: "utf-8" as "UTF-8", None for a first False.
 LEAST_SCORE: Final = 93
@@ -114,7 +102,7 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "report")
 
 
-@nox.session
+@nox.session(default=False)
 def crashes(session: nox.Session) -> None:
     """Kill and pause processes in mid-turn for thousands of turns (their number is an argument), on each store."""
     install(session, "test")
@@ -165,33 +153,77 @@ def docs(session: nox.Session) -> None:
 def package(session: nox.Session) -> None:
     """Build the sdist and the wheel, look into them, and use the wheel in empty environments, with each extra alone."""
     session.install(*nox.project.dependency_groups(PROJECT, "package"))
+    _, wheel = build(session)
+    use_wheel(session, wheel)
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Do what `package` does, try the README's commands in the sdist, and put into `dist` what may be uploaded then.
+
+    What keeps the tree from being a release, as a heading that the changelog lacks, is told at the beginning and fails
+    at the end: until then it is a rehearsal.
+    """
+    session.install(*nox.project.dependency_groups(PROJECT, "package"))
+    problems = session.run("python", "scripts/check_version.py", silent=True, success_codes=[0, 1])
+    session.log(problems)
+    sdist, wheel = build(session)
+    use_wheel(session, wheel)
+    use_sdist(session, sdist)
+    session.run("python", "scripts/check_version.py")
+    Path("dist").mkdir(exist_ok=True)
+    for archive in (sdist, wheel):
+        shutil.copy(archive, "dist")
+        session.log(f"dist/{archive.name} may be uploaded")
+
+
+def build(session: nox.Session) -> tuple[Path, Path]:
+    """Build the sdist, and the wheel from it, and return both when nothing is wrong with what they hold."""
     folder = Path(session.create_tmp()).resolve()
-    session.run("python", "-m", "build", "--quiet", "--outdir", str(folder / "dist"))  # the wheel from the sdist
+    for name in ("dist", "direct"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    session.run("python", "-m", "build", "--quiet", "--outdir", str(folder / "dist"))
     session.run("python", "-m", "build", "--quiet", "--wheel", "--outdir", str(folder / "direct"))
+    session.run("python", "scripts/check_package.py", str(folder / "dist"))
     [sdist] = (folder / "dist").glob("*.tar.gz")
     [wheel] = (folder / "dist").glob("*.whl")
     [direct] = (folder / "direct").glob("*.whl")
-    with TarFile.open(sdist) as archive:
-        require(session, sdist, IN_SDIST, archive.getnames())
-    names = zipfile.ZipFile(wheel).namelist()
-    require(session, wheel, IN_WHEEL, names)
-    if strays := [name for name in names if not name.startswith("aheadless")]:
-        session.error(f"{wheel.name} has files of another package: {strays}")
-    if sorted(names) != sorted(zipfile.ZipFile(direct).namelist()):
+    if sorted(zipfile.ZipFile(wheel).namelist()) != sorted(zipfile.ZipFile(direct).namelist()):
         session.error("the wheel of the sdist and the wheel of the tree do not hold the same files")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    return sdist, wheel
 
-    program = Path("scripts/try_extra.py").resolve()
-    session.chdir(folder)
-    command = make_environment(session, folder / "venv", str(wheel)).with_name("aheadless")
-    session.run(str(command), "demo", "--once", external=True, success_codes=[2])  # says what to install
-    for extra in PROJECT["project"]["optional-dependencies"]:
-        python = make_environment(session, folder / "venv", f"{wheel}[{extra}]")
-        if extra != "cli":
-            session.run(str(python), str(program), extra, external=True)
-            continue
-        said = str(session.run(str(command), "demo", "--once", external=True, silent=True))
-        if "overview.md" not in said:
-            session.error(f"the demo did not answer from its documentation:\n{said}")
+
+def use_wheel(session: nox.Session, wheel: Path) -> None:
+    """Run the README's first program where nothing but the wheel is installed, and a little with each extra alone."""
+    root, folder = Path.cwd(), Path(session.create_tmp()).resolve()
+    with session.chdir(folder):  # away from the sources
+        python = make_environment(session, folder / "venv", str(wheel))
+        session.run(str(python), str(root / "scripts/try_first_script.py"), str(root / "README.md"), external=True)
+        command = python.with_name("aheadless")
+        session.run(str(command), "demo", "--once", external=True, success_codes=[2])  # says what to install
+        for extra in PROJECT["project"]["optional-dependencies"]:
+            make_environment(session, folder / "venv", f"{wheel}[{extra}]")
+            if extra != "cli":
+                session.run(str(python), str(root / "scripts/try_extra.py"), extra, external=True)
+                continue
+            said = str(session.run(str(command), "demo", "--once", external=True, silent=True))
+            if "overview.md" not in said:
+                session.error(f"the demo did not answer from its documentation:\n{said}")
+
+
+def use_sdist(session: nox.Session, sdist: Path) -> None:
+    """Run the README's two commands where the sdist is unpacked; of the tests only those of the README itself."""
+    folder = Path(session.create_tmp(), "unpacked").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    with TarFile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    [unpacked] = folder.iterdir()
+    readme = (unpacked / "README.md").read_text("utf-8")
+    demo, test = re.findall(r"^```bash\n(python3 -m venv .*)\n```$", readme, re.MULTILINE)
+    with session.chdir(unpacked):
+        session.run("bash", "-euo", "pipefail", "-c", f"{demo} --once", external=True)
+        session.run("bash", "-euo", "pipefail", "-c", f"{test} -- tests/test_readme.py", external=True)
 
 
 def make_environment(session: nox.Session, folder: Path, requirement: str) -> Path:
@@ -207,7 +239,7 @@ def make_environment(session: nox.Session, folder: Path, requirement: str) -> Pa
 # --- hardening: each is bounded, and told of in docs/explanation/hardening.md -----------------------------------------
 
 
-@nox.session
+@nox.session(default=False)
 def audit(session: nox.Session) -> None:
     """Ask for known vulnerabilities of all that users install; fail, too, if there was nobody to ask."""
     session.install(".[cli,uvloop]", *nox.project.dependency_groups(PROJECT, "audit"))
@@ -241,7 +273,7 @@ def read_audit(said: str) -> tuple[int, list[str]]:
     ]
 
 
-@nox.session
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Fuzz the client with a state machine for some minutes, then the decoder for 60 s (or as the argument says)."""
     install(session, "test", "fuzz")
@@ -253,7 +285,7 @@ def fuzz(session: nox.Session) -> None:
     session.run(*fuzzer, "-max_len=400", f"-max_total_time={seconds}", "-print_final_stats=1")
 
 
-@nox.session
+@nox.session(default=False)
 def leaks(session: nox.Session) -> None:
     """Have 10,000 turns (or what the argument says), one in a hundred with a fault, and see that nothing grows."""
     install(session, "test")
@@ -262,14 +294,14 @@ def leaks(session: nox.Session) -> None:
     )
 
 
-@nox.session
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure every goal beside the peers, and draw the plots (arguments go on, as `--quick`)."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
-@nox.session
+@nox.session(default=False)
 def mutation(session: nox.Session) -> None:
     """Change the protocol, retries and pacing in some 800 ways, and count which of them no test notices."""
     install(session, "test", "mutation")
@@ -282,9 +314,3 @@ def mutation(session: nox.Session) -> None:
     session.log(f"{noticed} of {stats['total']} mutants are noticed: {score:.1f} %")
     if score < LEAST_SCORE:
         session.error(f"less than {LEAST_SCORE} %")
-
-
-def require(session: nox.Session, archive: Path, wanted: tuple[str, ...], names: list[str]) -> None:
-    """End the session unless every wanted file is in the archive."""
-    if missing := [end for end in wanted if not any(name.endswith(f"/{end}") or name == end for name in names)]:
-        session.error(f"{archive.name} lacks {', '.join(missing)}")

@@ -135,14 +135,15 @@ async def test_programs_of_a_page(page, names):
 
 
 @pytest.mark.slow
-def test_the_store_of_the_worked_example(tmp_path):
-    """It passes the tests that the page gives it, which are those of every store."""
-    [store, suite] = [code.lstrip() for _, code in code_blocks(ROOT / "CONTRIBUTING.md") if "SealedStore" in code]
-    tests = tmp_path / "test_sealed.py"
-    tests.write_text(f"{store}\n\n{suite}", "utf-8")
+def test_the_worked_examples(tmp_path):
+    """The store and the bridge pass the tests that the page gives them; for a store those are the tests of every store."""
+    blocks = [code.lstrip() for _, code in code_blocks(ROOT / "CONTRIBUTING.md")]
+    for name in ("SealedStore", "RoomPage"):
+        first = next(index for index, code in enumerate(blocks) if f"class {name}" in code)
+        (tmp_path / f"test_{name}.py").write_text("\n\n".join(blocks[first : first + 2]), "utf-8")
 
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, tests],
+        [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, tmp_path],
         cwd=ROOT,
         check=False,
         capture_output=True,
@@ -151,7 +152,8 @@ def test_the_store_of_the_worked_example(tmp_path):
     )
 
     assert ran.returncode == 0, ran.stdout
-    assert f"{sum(name.startswith('test_') for name in vars(StoreContract))} passed" in ran.stdout
+    of_every_store = sum(name.startswith("test_") for name in vars(StoreContract))
+    assert f"{of_every_store + 5} passed" in ran.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -160,7 +160,7 @@ class Chat:
 
         A process that crashed leaves one behind in the store, a lost connection does so as well. Nothing of them is
         sent again by itself: they are recovered, discarded, or stay. The question of a turn that is live, here or in
-        another process, is not among them. Raises StoreError.
+        another process, is not among them. Raises StoreError. If cancelled, all of them are still pending.
         """
         core, session = self._core, self._session
         core.bind()

@@ -23,9 +23,10 @@ MAX_SESSIONS: Final = 10_000
 
 
 class SessionManager:
-    """The sessions that a client knows, the most recently used 10,000 of them.
+    """The sessions that a client knows, as many as its `max_sessions` and `session_idle` allow, and those in its store.
 
-    Nothing here waits, so that a cancel cannot leave anything half-done.
+    Without a store nothing here waits. With one, every call raises StoreError where the store fails, and a call that is
+    cancelled may have been carried out.
     """
 
     def __init__(
@@ -46,11 +47,14 @@ class SessionManager:
         # Who still holds the chat of a session that is known no more gets the same one again.
         self._left: WeakValueDictionary[str, Session] = WeakValueDictionary()
 
+    def __repr__(self) -> str:
+        return f"<SessionManager, {len(self)} sessions>"
+
     def __len__(self) -> int:
         return len(self._sessions)
 
     async def get(self, session_id: str) -> Session | None:
-        """Return the state of a session, or None if neither this client nor its store knows it.
+        """Return the state of a session; None if neither this client nor its store knows it.
 
         With a store, what it has is read first, so that `chat.messages` is what all processes have said.
         """

@@ -34,6 +34,7 @@ __all__ = [
     "parse_on_busy",
     "parse_seconds",
     "without_frames",
+    "without_userinfo",
 ]
 
 P = ParamSpec("P")
@@ -140,7 +141,7 @@ def _check_seconds(_instance: object, attribute: attrs.Attribute[Any], value: ob
         parse_seconds(value, attribute.name)
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Timeouts:
     """How long to wait, in seconds; None: for ever."""
 
@@ -230,8 +231,12 @@ def _refuse(value: str, why: str) -> NoReturn:
 
 def _shown(value: str) -> str:
     # A password or a key in a malformed URL must not come out in the message.
-    address = re.sub(r"^([^/@]*//)?.*@", r"\1***@", value, flags=re.DOTALL)
-    return snippet(repr(re.sub(r"([?#]).*", r"\1…", address, flags=re.DOTALL)), 100)
+    return snippet(repr(re.sub(r"([?#]).*", r"\1…", without_userinfo(value), flags=re.DOTALL)), 100)
+
+
+def without_userinfo(url: str) -> str:
+    """Return a URL, be it malformed, with stars in the place of a user name and a password."""
+    return re.sub(r"^([^/@]*//)?.*@", r"\1***@", url, flags=re.DOTALL)
 
 
 def _is_private(host: str) -> bool:

@@ -42,14 +42,14 @@ MAX_WAITING: Final = 1000
 # A limit of more requests than this in a window is none that a person's bot can feel.
 MAX_LOG: Final = 10_000
 
-Phase: TypeAlias = Literal["open", "cooling", "releasing"]
+PacingPhase: TypeAlias = Literal["open", "cooling", "releasing"]
 
 
 @attrs.frozen
 class PacingState:
-    """Where the pace stands."""
+    """Where the pace of an origin stands; from :attr:`ChatClient.pacing`."""
 
-    state: Phase
+    state: PacingPhase
     """"open": nothing holds turns back but a limit of one's own; "cooling": all wait, as the server said 429;
     "releasing": it lets turns through again, and the queue follows."""
     waiting: int
@@ -60,11 +60,11 @@ class PacingState:
 
 @attrs.frozen
 class Waiting:
-    """A turn has to wait before it is sent."""
+    """A turn has to wait before it is sent; what `on_wait` is given."""
 
     session_id: str
     reason: WaitReason
-    """Its own limit, or the server's 429."""
+    """"rate_limit": the client's own limit is used up; "cool_down": the server said 429."""
     longest: float
     """After so many seconds it gives up with a RateLimitError."""
 
@@ -106,7 +106,7 @@ class Pacer:
     def state(self) -> PacingState:
         """Return where it stands."""
         left = 0.0 if self._cooling_until is None else max(self._cooling_until - _now(), 0.0)
-        phase: Phase = "open" if self._allowance is None else "cooling" if left else "releasing"
+        phase: PacingPhase = "open" if self._allowance is None else "cooling" if left else "releasing"
         return PacingState(phase, len(self._places), left)
 
     def must_wait(self, limit: RateLimit | None) -> bool:

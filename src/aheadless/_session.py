@@ -114,6 +114,9 @@ class Session(msgspec.Struct, eq=False, weakref=True):
     handle: object = None
     """The object that users hold for this session; it lives, with its callbacks, as long as the session is known."""
 
+    def __repr__(self) -> str:
+        return f"<Session {self.session_id}, {len(self.messages)} messages{', live' * self.live}>"
+
     @property
     def live(self) -> bool:
         """Whether a turn has begun and is not settled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NoReturn, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -194,6 +194,9 @@ class ReplyStream:
         self._held = 0.0  # seconds for which the reader, before the first token, did not wait for it
         self._given_at: float | None = None
         self._mailboxes: tuple[Mailbox, ...] = ()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream belongs to its client, and is neither pickled nor copied; its reply can be")
 
     def __repr__(self) -> str:
         return f"<ReplyStream {self.session_id} {self.state.value}, {len(self.snapshot)} characters>"
@@ -535,7 +538,10 @@ class ReplyStream:
         self.fail(StreamStoppedError("the reply was stopped"))
 
     async def aclose(self) -> None:
-        """End the turn as :meth:`stop` does, and wait until that is saved, if there is a store."""
+        """End the turn as :meth:`stop` does, and wait until that is saved, if there is a store. May be called again.
+
+        Raises StoreError. If cancelled, the turn is over all the same.
+        """
         self.stop()
         await self._record()
 

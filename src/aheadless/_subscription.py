@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
 
 from aheadless._session import Reply
 from aheadless.exceptions import AheadlessError, ConfigurationError, StreamStoppedError, UsageError
@@ -40,6 +40,14 @@ class Mailbox:
         self._writable = asyncio.Event()
         self._outcome: Outcome | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes in."""
+        return self._outcome is not None
 
     async def put(self, event: Event) -> None:
         """Take an event from the stream; waits only when full and told to block."""
@@ -99,6 +107,12 @@ class Subscription:
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._reading = False
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a subscription belongs to its stream, and is neither pickled nor copied")
+
+    def __repr__(self) -> str:
+        return f"<Subscription, {len(self._mailbox)} events not read{', ended' * self._mailbox.over}>"
 
     def __aiter__(self) -> Subscription:
         return self

@@ -181,6 +181,7 @@ class RequestTimeoutError(AheadlessError, TimeoutError):
     """A wait ran out of time; :attr:`phase` tells which."""
 
     phase: Phase
+    """Which wait it was."""
 
     def __init__(
         self,
@@ -291,6 +292,7 @@ class ReplyFailedError(AheadlessError):
     default_delivery = Delivery.ACCEPTED
 
     reason: str
+    """What the server said; not escaped, and as long as a line of the stream may be (8 MiB)."""
 
     def __init__(
         self,
@@ -329,6 +331,7 @@ class StoreError(AheadlessError):
     default_delivery = Delivery.ACCEPTED
 
     reply: Reply | None
+    """The reply that could not be saved, if there is one."""
 
     lost: bool
     """Whether another holder has taken the session over, so that nothing of this turn can be saved any more."""

@@ -12,7 +12,7 @@ import attrs
 
 from aheadless._options import parse_seconds
 
-__all__ = ["ATTEMPTS", "Pace", "Schedule"]
+__all__ = ["ATTEMPTS", "Pace", "Schedule", "check_seconds"]
 
 # How often in a row the final text is tried; with the pauses between, some half a minute of a platform that is down.
 ATTEMPTS: Final = 7
@@ -22,7 +22,8 @@ LONGEST_PAUSE: Final = 10.0
 LONGEST_WAIT: Final = 3600.0
 
 
-def _check_seconds(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def check_seconds(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Raise ConfigurationError unless a field holds a number of seconds, or 0."""
     parse_seconds(value, attribute.name, zero=True)
 
 
@@ -30,10 +31,10 @@ def _check_seconds(_instance: object, attribute: attrs.Attribute[Any], value: ob
 class Pace:
     """How often a message is edited while its reply is written, in seconds."""
 
-    first: float = attrs.field(default=0.3, kw_only=True, validator=_check_seconds)
+    first: float = attrs.field(default=0.3, kw_only=True, validator=check_seconds)
     """From the first token to the first edit: enough for a few words, and still early."""
 
-    every: float = attrs.field(default=1.2, kw_only=True, validator=_check_seconds)
+    every: float = attrs.field(default=1.2, kw_only=True, validator=check_seconds)
     """From the end of an edit to the next one. The final edit waits for none of this, only for what the platform
     demands."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from aheadless.bridges._delivery import Pace, Schedule
+from aheadless.bridges._delivery import Pace, Schedule, check_seconds
 from aheadless.bridges._slack_calls import (
     Append,
     Delete,
@@ -68,20 +68,20 @@ def presentable(text: str, *, final: bool) -> str:
     return _PING.sub("<" + _WORD_JOINER, trim(text))
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class SlackPace:
     """How often a reply's messages are brought up to date, and how old a stream gets; all in seconds."""
 
-    append: float = 0.6
+    append: float = attrs.field(default=0.6, validator=check_seconds)
     """Between two appends to a stream: Slack takes 100 a minute of an app in a workspace."""
 
-    edit: float = 1.2
+    edit: float = attrs.field(default=1.2, validator=check_seconds)
     """Between two edits where there is no stream: Slack takes 50 a minute."""
 
-    roll_over: float = 200.0
+    roll_over: float = attrs.field(default=200.0, validator=check_seconds)
     """From this age of a stream on, the next line that is not within a code block begins a new message."""
 
-    close: float = 230.0
+    close: float = attrs.field(default=230.0, validator=check_seconds)
     """At this age a stream is closed wherever it is, and the rest shown by edits. Slack closes it at about 300."""
 
 

@@ -44,6 +44,9 @@ class LiveTurns:
         self._streams: dict[asyncio.Task[None], ReplyStream] = {}
         self._entered = False
 
+    def __repr__(self) -> str:
+        return f"<LiveTurns, {f'{len(self._streams)} turns' if self._entered else 'not entered'}>"
+
     async def __aenter__(self) -> LiveTurns:
         self._entered = True
         return self

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 import attrs
@@ -108,6 +108,12 @@ class Visitors:
         self._attributes = f"; Max-Age={max_age}; Path=/; HttpOnly; SameSite={samesite}{'; Secure' * secure}"
         self._origins = frozenset(map(_checked_origin, origins))
         self._clock = clock
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("visitors hold secrets, and are neither pickled nor copied; make them anew in each process")
+
+    def __repr__(self) -> str:
+        return f"<Visitors by the cookie {self._cookie}, {len(self._keys)} secrets>"
 
     def of(self, cookies: Mapping[str, str]) -> Visitor:
         """Return whose cookies these are: a new visitor for one that is missing, forged, expired or another site's."""

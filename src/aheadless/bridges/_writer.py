@@ -49,8 +49,11 @@ class RetryLater(Exception):  # noqa: N818 - it says what to do, as what it stan
     """Raised by a page: the platform wants no call for so many seconds."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"not before {seconds:g} s have passed")
+        super().__init__(seconds)
         self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"not before {self.seconds:g} s have passed"
 
 
 class MessageGone(Exception):  # noqa: N818 - as above
@@ -88,8 +91,8 @@ def _unpickled(message: str, reply: Reply) -> NotShownError:
 class Page(Protocol[M]):
     """One place of a platform where a reply is written; `M` is the platform's kind of message.
 
-    Calls are made one at a time. Whatever else they raise counts as a failure of the way to the platform: the next
-    edit makes good for it, and the final one is tried again.
+    Calls are made one at a time; one that takes longer than 20 s is cancelled. Whatever else they raise counts as a
+    failure of the way to the platform: the next edit makes good for it, and the final one is tried again.
     """
 
     @property
@@ -115,15 +118,25 @@ class Words:
     """What people read when there is no reply, or not a whole one: short, kind, and nothing of the machinery."""
 
     stopped: str = "⏹ Stopped."
+    """Below the text so far, when somebody stopped the reply or the bot is shut down."""
     empty: str = "I have no answer to that."
+    """In the place of a reply without a character that shows."""
     busy: str = "One moment, please: I am still busy with your last message."
+    """After a SessionBusyError."""
     rate_limited: str = "I am asked a lot right now. Please try again in a minute."
+    """After a RateLimitError."""
     unreachable: str = "I cannot be reached right now. Please try again later."
+    """After a ConnectError."""
     timed_out: str = "That took too long. Please try again."
+    """After a RequestTimeoutError."""
     interrupted: str = "My answer broke off here. Please ask again."
+    """Below the text so far, when the stream ended early or the connection was lost."""
     refused: str = "I cannot answer that message. It may be too long."
+    """For a message that the API does not take."""
     failed: str = "Something went wrong. Please try again later."
+    """After every other error, of the callbacks' as well."""
     surplus: str = "(This part is no longer in the answer.)"
+    """In a message that was posted while the reply was longer than it is in the end."""
 
     def about(self, error: BaseException) -> str:
         """Return what to say of an error."""

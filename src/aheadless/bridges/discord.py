@@ -40,9 +40,11 @@ class DiscordWords(Words):
     """What people read in Discord besides the replies."""
 
     no_question: str = "Yes? Ask me something. I can only read text."
+    """To a message for the bot that has no text."""
     stop: str = "⏹ Stop"
     """On the button."""
     not_yours: str = "Only the person who asked can stop this reply."
+    """To somebody else who pressed it."""
 
 
 async def reply_stream(
@@ -125,6 +127,9 @@ class ChatCog(commands.Cog, name="Chat"):
         self._words = words or DiscordWords()
         self._live: dict[asyncio.Task[object], ReplyStream] = {}
         self._loaded = False
+
+    def __repr__(self) -> str:
+        return f"<ChatCog, {f'{len(self._live)} live replies' if self._loaded else 'not loaded'}>"
 
     @commands.Cog.listener()
     async def on_message(self, message: discord.Message) -> None:

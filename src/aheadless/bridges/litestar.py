@@ -36,7 +36,7 @@ async def stream_response(
 
     `headers` go along with either: a `Set-Cookie`, say. When the browser leaves, the upstream is closed at once, also
     while this waits for the first event: from the call on, nothing else can read the request's body. When the browser
-    takes nothing for `send_timeout` seconds, the upstream is closed as well; None: no limit.
+    takes nothing for `send_timeout` seconds, the upstream is closed as well; None: no limit. If cancelled, it is too.
     """
     sending = Sending(body, send_timeout)
     leaving = asyncio.ensure_future(_close_on_leave(body, request.receive))

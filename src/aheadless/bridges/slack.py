@@ -55,7 +55,9 @@ class SlackWords(Words):
     """What people read in Slack besides the replies."""
 
     no_question: str = "Yes? Ask me something. I can only read text."
+    """To a message for the bot that has no text."""
     not_running: str = "There is nothing to stop."
+    """To a word that stops, where no reply is being written."""
 
 
 async def reply_stream(

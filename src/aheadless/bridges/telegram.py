@@ -69,12 +69,17 @@ class TelegramWords(Words):
     """What people read on Telegram besides the replies."""
 
     hello: str = "Hello! What would you like to know?"
+    """To `/start`."""
     no_question: str = "Yes? Ask me something. I can only read text."
+    """To a message for the bot that has no text."""
     stop: str = "⏹ Stop"
     """On the button."""
     stopping: str = "Stopped."
+    """To who pressed it."""
     not_running: str = "There is nothing to stop."
+    """To who pressed it, or sent `/stop`, when no reply is being written any more."""
     not_yours: str = "Only the person who asked can stop this reply."
+    """To somebody else who pressed it, or sent `/stop`."""
 
 
 async def reply_stream(

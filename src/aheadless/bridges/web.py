@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 from aheadless._options import parse_seconds
 from aheadless._stream import ReplyStream
@@ -106,6 +106,9 @@ class ByteStream:
         self._reading = False
         self._opened = False
         self._over = False  # nothing more is read
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a byte stream belongs to its turn, and is neither pickled nor copied")
 
     def __repr__(self) -> str:
         state = "over" if self._over else "open" if self._opened else "not opened"

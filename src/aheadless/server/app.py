@@ -71,6 +71,7 @@ class RunningServer:
     """A server that listens."""
 
     url: str
+    """The base URL, such as `http://127.0.0.1:4000`."""
     settings: ServerSettings
 
     @property

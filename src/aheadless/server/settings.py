@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 
-from aheadless._options import RateLimit, Secret, parse_count, parse_key, parse_seconds, without_frames
+from aheadless._options import (
+    RateLimit,
+    Secret,
+    parse_count,
+    parse_key,
+    parse_seconds,
+    without_frames,
+    without_userinfo,
+)
 from aheadless.exceptions import ConfigurationError, snippet
 
 if TYPE_CHECKING:
@@ -79,6 +87,10 @@ def _is(*kinds: type) -> Callable[[object, Attribute[Any], object], None]:
             raise ConfigurationError(f"{attribute.name} cannot be {snippet(repr(value), 40)}")
 
     return check
+
+
+def _shown_url(value: str | None) -> str:
+    return repr(None if value is None else without_userinfo(value))
 
 
 def _is_file(instance: object, attribute: Attribute[Any], value: object) -> None:
@@ -153,9 +165,10 @@ class ServerSettings:
     """The Markdown that the "answers" engine answers from; None: the documentation of aheadless."""
     answers_delay: float = attrs.field(default=0.0, validator=_seconds_or_none_at_all)
     """Seconds between two words of the "answers" engine."""
-    openai_base_url: str | None = attrs.field(default=None, validator=_is(str, NoneType))
+    openai_base_url: str | None = attrs.field(default=None, validator=_is(str, NoneType), repr=_shown_url)
     """Of an OpenAI-compatible API, as in "http://127.0.0.1:11434/v1"; None: OpenAI's own."""
     openai_api_key: Secret | None = attrs.field(default=None, converter=_openai_key)
+    """Text is accepted too; None: none is sent."""
     openai_model: str | None = attrs.field(default=None, validator=_is(str, NoneType))
     """Needed by the "openai" engine."""
     system_prompt: str = attrs.field(default=SYSTEM_PROMPT, validator=_is(str))

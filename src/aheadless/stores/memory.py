@@ -49,6 +49,10 @@ class MemoryStore(BaseStore):
         self._tokens = count(1)
         self._closed = False
 
+    def __repr__(self) -> str:
+        count = sum(entry.revision > 0 for entry in self._entries.values())
+        return f"<MemoryStore, {count} sessions{', closed' * self._closed}>"
+
     async def acquire(self, session_id: str, *, wait: bool = True) -> Lease | None:
         """Return the lease, as :class:`SessionStore` says."""
         entry = self._entry(session_id)
@@ -120,7 +124,7 @@ class MemoryStore(BaseStore):
         return [session_id for session_id, entry in self._entries.items() if entry.revision]
 
     async def aclose(self) -> None:
-        """Forget everything; whoever waits for a lease gets a StoreError."""
+        """Forget everything; whoever waits for a lease gets a StoreError. Waits for nothing; may be called again."""
         self._closed = True
         for entry in self._entries.values():
             if entry.timer is not None:

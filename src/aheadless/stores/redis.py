@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final, Literal
 
 from aheadless._exchange import Lease, SessionRecord
-from aheadless._options import parse_count, parse_seconds
+from aheadless._options import parse_count, parse_seconds, without_frames
 from aheadless.exceptions import ConfigurationError, StoreError, snippet
 from aheadless.stores._base import LEASE_SECONDS, BaseStore, lost
 from aheadless.stores._records import decode_message, encode_message
@@ -169,6 +169,7 @@ class RedisStore(BaseStore):
     cannot work.
     """
 
+    @without_frames
     def __init__(
         self,
         url: str,
@@ -209,7 +210,7 @@ class RedisStore(BaseStore):
         self._waiting: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<RedisStore {self._link.shown}, prefix {self._prefix}>"
+        return f"<RedisStore {self._link.shown}, prefix {self._prefix}{', closed' * self._closing.is_set()}>"
 
     @property
     def on_outage(self) -> Literal["raise", "local"]:
@@ -345,7 +346,10 @@ class RedisStore(BaseStore):
         return [name for _, name in sorted(dated)]
 
     async def aclose(self) -> None:
-        """Close the connections; may be called again. Whoever waits for a lease gets a StoreError."""
+        """Close the connections; may be called again. Whoever waits for a lease gets a StoreError.
+
+        First what is still to be written is, as long as the server answers. If cancelled, call it again.
+        """
         self._closing.set()
         self._pace.close()
         if self._waiting:

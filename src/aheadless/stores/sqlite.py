@@ -119,7 +119,7 @@ class SQLiteStore(BaseStore):
         self._closing: Future[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<SQLiteStore {self._path}>"
+        return f"<SQLiteStore {self._path}{', closed' * (self._closing is not None)}>"
 
     async def acquire(self, session_id: str, *, wait: bool = True) -> Lease | None:
         """Return the lease, as :class:`SessionStore` says."""

@@ -46,6 +46,7 @@ class Script:
     """All that is sent, from the status line on."""
 
     end: End = attrs.field(default="keep", kw_only=True)
+    """What becomes of the connection after that."""
 
     pieces: int | tuple[int, ...] | None = attrs.field(default=None, kw_only=True)
     """Into how many bytes a piece the data is cut, each piece its own packet; of several sizes the last repeats."""

@@ -26,13 +26,21 @@ __all__ = ["Request", "ScriptedServer"]
 MAX_REQUEST = 4 * 1024 * 1024
 
 
+# A failing assertion prints requests, and the program under test may have sent a real key.
+_KEYS = frozenset({"x-api-key", "x-widget-api-key", "x-admin-api-key", "authorization", "proxy-authorization"})
+
+
+def _without_keys(headers: tuple[tuple[str, str], ...]) -> str:
+    return repr(tuple((name, "***" if name.lower() in _KEYS else value) for name, value in headers))
+
+
 @attrs.define(eq=False)
 class Request:
-    """A request as the server got it."""
+    """A request as the server got it; its `repr` shows no key, `headers` has it."""
 
     method: str
     path: str
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...] = attrs.field(repr=_without_keys)
     body: bytes = b""
     whole: bool = False
     """Whether all of it was read."""
@@ -55,10 +63,10 @@ class Request:
 
 
 class ScriptedServer:
-    """Answer each request by the next script, and those without one by a short whole stream, or by what `otherwise`
-    makes of the request.
+    """A server on loopback that answers each request by the next script, faults included.
 
-    It takes every path, method and key. What is no HTTP request costs its sender the connection.
+    A request for which there is none gets a short whole stream, or what `otherwise` makes of it. Every path, method and
+    key is taken. What is no HTTP request costs its sender the connection.
 
     ::
 
@@ -66,7 +74,7 @@ class ScriptedServer:
             server.add(Script(stream_answer(events("Hel", "lo"))).cut(200, "rst"))
             client = ChatClient(server.url, api_key="any key")
 
-    Listens on loopback only. Leaving the block closes every connection.
+    Leaving the block closes every connection.
     """
 
     def __init__(
@@ -88,9 +96,13 @@ class ScriptedServer:
         self._arrived = asyncio.Condition()
         self._port = 0
 
+    def __repr__(self) -> str:
+        listening = self._server is not None and self._server.is_serving()
+        return f"<ScriptedServer {self.url if listening else 'not listening'}, {len(self.requests)} requests>"
+
     @property
     def url(self) -> str:
-        """The base URL."""
+        """The base URL, such as `http://127.0.0.1:40321`; usable within the block."""
         return f"http{'s' * bool(self._ssl)}://127.0.0.1:{self._port}"
 
     @property
@@ -129,7 +141,7 @@ class ScriptedServer:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop listening and cut every connection; new ones are refused from now on."""
+        """Stop listening and cut every connection; new ones are refused from now on. May be called again."""
         if self._server is not None:
             self._server.close()
         for task in self._tasks:

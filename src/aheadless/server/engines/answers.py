@@ -77,6 +77,9 @@ class AnswersEngine:
         self._worker = ThreadPoolExecutor(1, "aheadless-answers")  # starts its thread when there is work
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"<AnswersEngine {self._folder}{', closed' * self._closed}>"
+
     async def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
         """Return the words of the answer to the last message."""
         answer = await asyncio.get_running_loop().run_in_executor(self._worker, self._answer, history[-1].text)

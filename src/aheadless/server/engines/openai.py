@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 import aiohttp
 import attrs
 
+from aheadless._options import parse_key, without_frames
 from aheadless.exceptions import AheadlessError, ConfigurationError, ProtocolError, ServerError, snippet
 from aheadless.protocol.ndjson import LineSplitter, parse_object
 from aheadless.server.settings import SYSTEM_PROMPT
@@ -30,15 +31,17 @@ MAX_LINE: Final = 1024 * 1024  # an event of this API holds one token and some m
 class OpenAIEngine:
     """Let a model behind an OpenAI-compatible API write the replies.
 
-    `base_url` ends before `/chat/completions`. Raises ConfigurationError without a model.
+    `base_url` ends before `/chat/completions`; None: OpenAI's own. The key is sent to it alone. Raises
+    ConfigurationError without a model, and for a key or an address that cannot be used.
     """
 
+    @without_frames
     def __init__(
         self,
         *,
         model: str | None,
         base_url: str | None = None,
-        api_key: Secret | None = None,
+        api_key: str | Secret | None = None,
         system_prompt: str = SYSTEM_PROMPT,
     ) -> None:
         if not model:
@@ -47,11 +50,16 @@ class OpenAIEngine:
         if not url.startswith(("http://", "https://")):
             # Not shown: it may be a key that was put into the wrong setting.
             raise ConfigurationError("openai_base_url must begin with http:// or https://")
+        if "@" in url.split("/")[2]:
+            raise ConfigurationError("openai_base_url holds a user name or password; the key goes into openai_api_key")
         self._model = model
         self._url = url.rstrip("/") + "/chat/completions"
-        self._api_key = api_key
+        self._api_key = None if api_key is None else parse_key(api_key, "api_key")
         self._system_prompt = system_prompt
         self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"<OpenAIEngine {self._model} at {self._url}>"
 
     async def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
         """Return the texts that the model streams. Raises AheadlessError when the API refuses or breaks off."""
@@ -81,7 +89,7 @@ class OpenAIEngine:
             raise ProtocolError("the model's API ended the stream without a finish_reason and without [DONE]")
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections; may be called again."""
         if self._session is not None:
             await self._session.close()
 

@@ -34,6 +34,9 @@ class ScriptedEngine:
         self.asked: list[Sequence[Message]] = []
         """The histories that came, one for each reply."""
 
+    def __repr__(self) -> str:
+        return f"<ScriptedEngine, {len(self._scripts)} scripts, {len(self.asked)} replies>"
+
     async def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
         """Return the tokens of the next script."""
         script = self._scripts[min(len(self.asked), len(self._scripts) - 1)]
