@@ -18,9 +18,13 @@ from typing import Any, Final
 import aiohttp
 import pytest
 import trustme
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from playwright.async_api import expect
 
 from aheadless import ChatClient, RateLimit, Token
+from aheadless.bridges.aiohttp import stream_response
+from aheadless.bridges.web import to_sse
 from aheadless.server import RunningServer, ScriptedEngine, ServerSettings, run_server
 from aheadless.testing import Script, ScriptedServer, events, stream_answer
 from tests.bridges.page.support import Held, answer, ask, chromium, environment, open_page, visitor
@@ -68,7 +72,9 @@ def site(name: str, upstream: str, ports: Sequence[int], folder: Path, authority
     names = ("127.0.0.1", *re.findall(r"server_name (\S+);", FILES[name]))
     authority.issue_cert(*names).private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
     text, certificates = re.subn(r"/etc/ssl/[\w.]+", str(folder / "both.pem"), FILES[name])
-    text, upstreams = re.subn(r"server 127\.0\.0\.1:\d+;", f"server {upstream.removeprefix('http://')};", text)
+    text, upstreams = re.subn(
+        r"server 127\.0\.0\.1:\d+;", f"server {upstream.removeprefix('http://').rstrip('/')};", text
+    )
     free = iter(ports)
     text, listening = LISTENS.subn(lambda _: f"127.0.0.1:{next(free)}", text)
     assert (certificates, upstreams, listening) == (2, 1, len(ports))
@@ -297,6 +303,37 @@ async def test_the_page_behind_nginx(authority, tmp_path):
         [cookie] = await context.cookies()
 
     assert (cookie["name"], cookie["secure"]) == ("__Host-visitor", True)
+
+
+async def test_heartbeats_pass_nginx(authority, trusting, tmp_path):
+    """While the model thinks, a browser hears of it; and then of the token, before the next one is there."""
+    held = Held("Hel", "lo")
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return await stream_response(request, to_sse(client.chat("s").stream("Hi"), heartbeat=0.02))
+
+    app = web.Application()
+    app.add_routes([web.post("/", answer)])
+    async with (
+        ScriptedServer(held.script) as api,
+        ChatClient(api.url, api_key=KEY) as client,
+        TestServer(app) as behind,
+        nginx("page", str(behind.make_url("")), tmp_path, authority) as url,
+        from_address("127.0.0.1", trusting) as browser,
+        browser.post(f"{url}/") as answered,
+    ):
+        await until(answered, b": ")
+        held.let_go()
+        await until(answered, b'"token":"Hel"')
+        held.finish()
+        await until(answered, b"event: done")
+
+
+async def until(answered: aiohttp.ClientResponse, text: bytes) -> None:
+    """Read lines until a text was in one."""
+    async with asyncio.timeout(20):
+        while text not in (line := await answered.content.readline()):
+            assert line, f"it ended before {text!r}"
 
 
 async def test_an_address_that_asks_too_much(authority, trusting, tmp_path):
