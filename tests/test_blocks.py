@@ -71,8 +71,8 @@ DOCS_KEY: Final = "please-make-a-better-key-0123"
 
 
 def commands(code: str) -> set[str]:
-    """Return the commands of a block, without the comments and the folder that they are in."""
-    lines = re.sub(r"(?:^|(?<=\s))#.*$|\.venv/bin/", "", code.replace("\\\n", " "), flags=re.MULTILINE)
+    """Return the commands of a block, without comments, the folder that they are in, and `-q`."""
+    lines = re.sub(r"(?:^|(?<=\s))#.*$|\.venv/bin/| -q\b", "", code.replace("\\\n", " "), flags=re.MULTILINE)
     return {" ".join(command.split()) for command in re.split(r"\n|&&", lines)} - {""}
 
 
