@@ -34,7 +34,7 @@ from aheadless import (
     StreamStoppedError,
     Timeouts,
 )
-from aheadless._http import MAX_RETRY_AFTER, parse_retry_after
+from aheadless._failures import MAX_RETRY_AFTER, parse_retry_after
 from aheadless._pacing import pacer_for
 from aheadless._retry import RetryBudget
 from aheadless.testing import Script, ScriptedServer, head, json_answer

@@ -1,5 +1,4 @@
-"""The client's only aiohttp: open an answer, read it, and say in our words what went wrong and what became of the
-message.
+"""The client's way to the server: make a request, and return its answer as soon as there is one.
 
 Nothing of aiohttp's own errors goes out of here, neither as a cause nor as a context: their `repr` and the frames of
 their tracebacks hold the request's headers, the key among them.
@@ -8,14 +7,10 @@ their tracebacks hold the request's headers, the key among them.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import math
 import ssl as ssl_module
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
@@ -23,38 +18,31 @@ import aiohttp
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
+from aheadless._answer import Answer, read_up_to
+from aheadless._failures import refusal, request_failure
 from aheadless._options import hide
 from aheadless._version import __version__
 from aheadless.exceptions import (
     AheadlessError,
-    AuthenticationError,
     ClientClosedError,
     ConfigurationError,
-    ConnectError,
-    ConnectionLostError,
     Delivery,
-    NotFoundError,
     ProtocolError,
-    RateLimitError,
-    RedirectError,
-    RejectedError,
     RequestTimeoutError,
-    ServerError,
-    StatusError,
     UsageError,
-    snippet,
 )
 from aheadless.protocol.ndjson import MAX_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from aiohttp.client_proto import ResponseHandler
 
     from aheadless._options import Secret, Timeouts
     from aheadless.exceptions import Phase
 
-__all__ = ["Answer", "Key", "Observer", "OnNews", "Transport", "parse_date"]
+__all__ = ["Key", "Observer", "OnNews", "Transport"]
 
 logger: logging.Logger = logging.getLogger("aheadless")
 
@@ -63,21 +51,14 @@ OnNews: TypeAlias = "Callable[[Delivery, float | None], None]"
 
 USER_AGENT: Final = f"aheadless/{__version__} aiohttp/{aiohttp.__version__}"
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-_BROKEN_BODY: Final = (aiohttp.ClientPayloadError, HttpProcessingError)
 
 # The server closes an idle connection after 5 s, and a request that meets the close may or may not have been read
 # (protocol.md §3.9).
 KEEPALIVE: Final = 4.0
 
-# The chunked body's end follows `done` within one segment or two; if it does not, the connection is not worth keeping.
-LINGER: Final = 1.0
-
 # An error page is for a human: 64 KiB of it, and 5 s for them, are plenty (faults.md row 31).
 MAX_ERROR_BODY: Final = 64 * 1024
 ERROR_BODY_TIMEOUT: Final = 5.0
-
-# A server that wants to be left alone for longer than an hour is not waited for; nor does it get to name 1e9 s.
-MAX_RETRY_AFTER: Final = 3600.0
 
 # A reply of 8 MiB is as unlikely as a line of that size.
 MAX_JSON_BODY: Final = MAX_LINE
@@ -165,162 +146,6 @@ async def _sent(_session: object, context: object, _params: object) -> None:
 def _evidence(context: object) -> _Evidence | None:
     found = getattr(context, "trace_request_ctx", None)
     return found if isinstance(found, _Evidence) else None  # a session of the user's makes other requests too
-
-
-class Answer:
-    """An answer whose headers have come, and its body as chunks.
-
-    One reader at a time. All but :meth:`read` are plain calls that may come at any time and do not wait.
-    """
-
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        lingering: set[Answer],
-        *,
-        first_token_at: float | None,
-        total_at: float | None,
-    ) -> None:
-        self.first_token_at = first_token_at
-        """The loop time by which the first token must have come; None: no limit."""
-        self.total_at = total_at
-        """The loop time by which everything must have come; None: no limit."""
-        self._response = response
-        self._lingering = lingering
-        self._content = response.content
-        self._loop = asyncio.get_running_loop()
-        self._deadline: float | None = None  # of the read that is waiting now
-        self._timer: asyncio.TimerHandle | None = None
-        self._taken = 0
-        self._protocol = None if response.connection is None else response.connection.protocol
-        self._watch()
-
-    @property
-    def date(self) -> datetime | None:
-        """The server's time when it answered, if it says so."""
-        return parse_date(self._response.headers.get("Date", ""))
-
-    async def read(self, deadline: float | None, /) -> bytes:
-        """Return the bytes that are there, or wait for some; `b""` at the end of the body.
-
-        Raises TimeoutError when nothing came until `deadline` (loop time), ConnectionLostError when the body was cut,
-        ProtocolError when its framing or coding is broken, and what :meth:`wake` was given. What had arrived before a
-        failure is returned first. If cancelled, no byte is lost.
-        """
-        self._arm(deadline)
-        failure: BaseException | None = None
-        try:
-            chunk = await self._content.readany()
-        except (aiohttp.ClientError, HttpProcessingError, OSError) as exc:
-            chunk = self._salvage()
-            if not chunk:
-                failure = exc if isinstance(exc, TimeoutError) else _body_failure(exc)
-        finally:
-            self._deadline = None
-        if failure is not None:
-            raise failure
-        self._taken += len(chunk)
-        return chunk
-
-    def wake(self, error: Exception) -> None:
-        """Make the waiting reader raise `error`; without one, the next read does."""
-        self._content.set_exception(error)
-
-    def close(self) -> None:
-        """Close the connection at once, unless the whole body was read, which gave it back to the pool."""
-        self._disarm()
-        self._lingering.discard(self)
-        self._response.close()
-
-    def finish(self) -> None:
-        """Let the connection go back to the pool: the reply is read, only the body's end may be missing.
-
-        `release()` would drop the connection, as the end comes a moment after `done` (faults.md). It is given a
-        second, and a body that goes on after `done` costs the connection.
-        """
-        self._disarm()
-        if self._response.closed:
-            return
-        if self._content.total_bytes > self._taken or self._loop.is_closed():
-            self._response.close()
-            return
-        timer = self._timer = self._loop.call_later(LINGER, self.close)
-        self._lingering.add(self)
-        transport = None if self._response.connection is None else self._response.connection.transport
-
-        def ended() -> None:
-            timer.cancel()
-            self._lingering.discard(self)
-            if transport is not None and self._content.total_bytes > self._taken:
-                transport.close()  # it went on after `done`; the pool, which has it by now, passes it over
-
-        self._content.on_eof(ended)
-
-    def _watch(self) -> None:
-        """See to it that a reader does not wait for a connection that is gone.
-
-        aiohttp leaves it waiting when the framing breaks after the head: it closes the connection and tells nobody
-        (seen on 3.14.5).
-        """
-        if self._protocol is None or self._content.is_eof():
-            return
-        if (closed := self._protocol.closed) is None:
-            self._gone()
-            return
-        closed.remove_done_callback(_retrieve)  # once for all answers of a connection
-        closed.add_done_callback(_retrieve)
-        closed.add_done_callback(self._gone)
-        self._content.on_eof(self._unwatch)
-
-    def _gone(self, _closed: asyncio.Future[None] | None = None) -> None:
-        assert self._protocol is not None  # noqa: S101 - it is what was watched
-        if not self._content.is_eof() and self._content.exception() is None:
-            self._content.set_exception(self._protocol.exception() or aiohttp.ServerDisconnectedError())
-
-    def _unwatch(self) -> None:
-        if self._protocol is not None and self._protocol.closed is not None:
-            self._protocol.closed.remove_done_callback(self._gone)
-
-    def _arm(self, deadline: float | None) -> None:
-        # One timer, moved when it rings: a new one for each read would cost more than the read.
-        self._deadline = deadline
-        if deadline is None:
-            return
-        if self._timer is not None and self._timer.when() > deadline:
-            self._disarm()
-        if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        if self._deadline is None:
-            return  # nobody waits: the next read arms it again
-        if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._ring)
-        else:
-            self._content.set_exception(TimeoutError())
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _salvage(self) -> bytes:
-        """Return what aiohttp had received and would throw away, now that the connection is broken."""
-        content = self._content
-        error = content.exception()
-        # Typed as an error only, yet None is what the attribute holds before one (aiohttp 3.14.5).
-        content.set_exception(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        rest = content.read_nowait()
-        if error is not None and not isinstance(error, TimeoutError):
-            content.set_exception(error)
-        return rest
-
-
-def _retrieve(closed: asyncio.Future[None]) -> None:
-    """Look at how a connection ended, or asyncio would log that nobody did: an idle one may be reset as well."""
-    if not closed.cancelled():
-        closed.exception()
 
 
 class _Limits(msgspec.Struct, eq=False):
@@ -517,7 +342,7 @@ class Transport:
         limits = _Limits.start(connect=timeouts.connect, wait=timeouts.send, phase="total", total=None)
         answer = await self._request(path, key, limits, accept="application/json", post=post)
         try:
-            content = await _read_up_to(answer, MAX_JSON_BODY + 1, limits.wait_until)
+            content = await read_up_to(answer, MAX_JSON_BODY + 1, limits.wait_until)
         except TimeoutError:
             content = None
         finally:
@@ -575,7 +400,7 @@ class Transport:
             said = f"{self._all_connections} were busy until the time-out (max_connections)" if evidence.queued else ""
             failure = RequestTimeoutError(said, phase=limits.expired(), delivery=evidence.delivery)
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as exc:
-            failure = _request_failure(exc, evidence, self.base_url)
+            failure = request_failure(exc, evidence.delivery, self.base_url)
         except AheadlessError as exc:  # what `on_news` raised
             failure = exc.with_traceback(None)
         finally:
@@ -638,64 +463,6 @@ def _check_transport(session: object, ssl: object, proxy: object) -> None:
         raise ConfigurationError("proxy must be an http:// or https:// URL")
 
 
-async def _read_up_to(answer: Answer, size: int, deadline: float | None) -> bytes:
-    chunks: list[bytes] = []
-    while size > 0 and (chunk := await answer.read(deadline)):
-        chunks.append(chunk[:size])
-        size -= len(chunk)
-    return b"".join(chunks)
-
-
-# --- what went wrong --------------------------------------------------------------------------------------------------
-
-
-def _request_failure(exc: Exception, evidence: _Evidence, base_url: str) -> AheadlessError:
-    """Translate what aiohttp raised before it had an answer."""
-    failure: AheadlessError
-    match exc:
-        case aiohttp.ClientConnectorError():
-            failure = _connect_failure(exc, base_url)
-        case aiohttp.ClientHttpProxyError():
-            failure = ConnectError(f"the proxy refused to connect ({exc.status})")
-        case aiohttp.InvalidURL() | ValueError():
-            failure = ConfigurationError(f"{base_url} cannot be requested: {snippet(str(exc))}")
-        case aiohttp.ClientResponseError() | HttpProcessingError():
-            # aiohttp gives these a status of 400, which no server has sent.
-            failure = ProtocolError(f"the answer is not HTTP: {snippet(exc.message)}", delivery=evidence.delivery)
-        case _ if evidence.delivery is Delivery.NOT_SENT:
-            failure = ConnectError(f"the connection to {base_url} ended before the request was sent")
-        case _:
-            failure = ConnectionLostError(f"{base_url} ended the connection without an answer")
-    if isinstance(error := getattr(exc, "os_error", exc), OSError) and error.errno:
-        failure.__cause__ = OSError(error.errno, error.strerror)
-    return failure
-
-
-def _connect_failure(exc: aiohttp.ClientConnectorError, base_url: str) -> ConnectError:
-    # A reset in the middle of a TLS handshake comes without a text.
-    said = snippet(str(exc.os_error) or type(exc.os_error).__name__)
-    match exc:
-        case aiohttp.ClientConnectorCertificateError():
-            said = snippet(str(exc.certificate_error))
-            return ConnectError(f"the certificate of {base_url} is not valid: {said}", permanent=True)
-        case aiohttp.ClientConnectorSSLError() if "WRONG_VERSION_NUMBER" in said:
-            return ConnectError(f"{base_url} does not speak TLS: is it an http:// address?", permanent=True)
-        case aiohttp.ClientConnectorSSLError():
-            return ConnectError(f"TLS with {base_url} failed: {said}", permanent=True)
-        case aiohttp.ClientConnectorDNSError():
-            return ConnectError(f"the host of {base_url} is not known: {said}")
-        case _:
-            return ConnectError(f"cannot connect to {base_url}: {said}")
-
-
-def _body_failure(exc: Exception) -> AheadlessError:
-    if isinstance(exc, OSError) or "not completed" in str(exc) or not isinstance(exc, _BROKEN_BODY):
-        return ConnectionLostError("the connection was lost in the middle of the answer")
-    # Their text begins with a status of 400, which no server has sent.
-    said = exc.message if isinstance(exc, HttpProcessingError) else str(exc)
-    return ProtocolError(f"the body cannot be decoded: {snippet(said)}")
-
-
 async def _refuse(response: aiohttp.ClientResponse, answer: Answer, key: Key | None) -> None:
     """Raise what a response that is no success means; 204 is a stream without events and passes."""
     status = response.status
@@ -704,91 +471,14 @@ async def _refuse(response: aiohttp.ClientResponse, answer: Answer, key: Key | N
     until = asyncio.get_running_loop().time() + ERROR_BODY_TIMEOUT
     body = b""
     try:
-        body = await _read_up_to(answer, MAX_ERROR_BODY, until)
+        body = await read_up_to(answer, MAX_ERROR_BODY, until)
     except (TimeoutError, AheadlessError):
         pass  # the status says enough
     finally:
         answer.close()
-    body = _without(key, body)
-    detail = _detail(body)
-    if status == HTTPStatus.OK:
-        raise ProtocolError(f"expected a chat answer, got a web page: {detail}")
-    if 300 <= status < 400:  # noqa: PLR2004
-        target = snippet(response.headers.get("Location", "nowhere"))
-        raise RedirectError(f"{status}: a redirect to {target} is not followed", status=status, detail=detail)
-    if not 400 <= status < 600:  # noqa: PLR2004
-        raise ProtocolError(f"{status} is no answer of this API: {detail}")
-    retry_after = parse_retry_after(response.headers.get("Retry-After"), datetime.now(timezone.utc))
-    raise _status_error(status, detail, retry_after)
+    raise refusal(status, response.headers, _without(key, body))
 
 
 def _without(key: Key | None, body: bytes) -> bytes:
     """Return a body in which the key is stars: error pages for developers print the request's headers."""
     return body if key is None else body.replace(key.secret.reveal().encode("ascii"), b"***")
-
-
-_ERRORS: Final[dict[int, type[StatusError]]] = {
-    400: RejectedError,
-    401: AuthenticationError,
-    403: AuthenticationError,
-    404: NotFoundError,
-    405: NotFoundError,
-    413: RejectedError,
-    415: RejectedError,
-    422: RejectedError,
-    429: RateLimitError,
-}
-_HINTS: Final[dict[type[StatusError], str]] = {
-    AuthenticationError: " (check the API key)",
-    NotFoundError: " (check the base URL)",
-}
-
-
-def _status_error(status: int, detail: str, retry_after: float | None) -> StatusError:
-    kind = _ERRORS.get(status)
-    delivery: Delivery | None = None  # the class's own
-    if kind is None and status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        # No refusal of this API: a proxy's, which may have passed the message on before.
-        kind, delivery = RejectedError, Delivery.UNKNOWN
-    elif status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after is not None:
-        # Who names a time has turned the message away; a 503 alone may come from behind the store.
-        delivery = Delivery.REJECTED
-    kind = kind or ServerError
-    message = f"{status}: {detail or 'no detail'}{_HINTS.get(kind, '')}"
-    return kind(message, status=status, detail=detail, retry_after=retry_after, delivery=delivery)
-
-
-def _detail(body: bytes) -> str:
-    text = body.decode("utf-8", "replace").strip()
-    try:
-        said: object = json.loads(text)
-    except (ValueError, RecursionError):
-        return snippet(text)
-    error = cast("dict[str, object]", said).get("error") if isinstance(said, dict) else None
-    return snippet(error if isinstance(error, str) else text)
-
-
-def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds that a `Retry-After` asks for, from 0 to 3600; None if it is not there or says nothing.
-
-    It is a number of seconds or an HTTP date, and may be anything: a server writes it.
-    """
-    if value is None:
-        return None
-    text = value.strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        if (date := parse_date(text)) is None:
-            return None
-        seconds = (date - now).total_seconds()
-    return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
-
-
-def parse_date(text: str) -> datetime | None:
-    """Return what an HTTP date says, aware; None if it is none."""
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, IndexError, OverflowError):
-        return None
-    return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)

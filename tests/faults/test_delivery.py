@@ -34,7 +34,7 @@ from aheadless import (
     StreamInterruptedError,
     StreamStoppedError,
 )
-from aheadless._http import Answer
+from aheadless._answer import Answer
 from aheadless.testing import Script, ScriptedServer, chunked, events, head, json_answer, lines
 from tests.faults.asking import AC, NS, RJ, UN
 from tests.support import KEY

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from aheadless import ChatClient, ReplyStream, Retry, StreamInterruptedError
-from aheadless._http import Answer
+from aheadless._answer import Answer
 from aheadless.testing import Script, ScriptedServer, events, stream_answer
 from tests.faults.asking import AC
 from tests.support import KEY

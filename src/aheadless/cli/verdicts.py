@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from aheadless._http import parse_date
+from aheadless._failures import parse_date
 from aheadless._options import parse_base_url
 from aheadless.cli.output import ExitCode, exit_code, in_options, one_line
 from aheadless.exceptions import (
