@@ -334,6 +334,13 @@ def test_every_public_name(module):
     assert sorted(described) == sorted(importlib.import_module(module).__all__)
 
 
+def test_every_class_tells_its_signature():
+    """`help()` and the docs' builder can ask for it: no annotation names what is not there at run time."""
+    for name in aheadless.__all__:
+        if inspect.isclass(public := getattr(aheadless, name)):
+            inspect.signature(public)
+
+
 # --- the map of the code ----------------------------------------------------------------------------------------------
 
 MAP = "docs/explanation/architecture.md"

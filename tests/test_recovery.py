@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aheadless import Delivery, Message, Session
-from aheadless._recovery import Baseline, LostTurn, NotStored, Preceding, Stored, find, lost_turn, preceding
+from aheadless._recovery import LostTurn, NotStored, Preceding, Stored, find, lost_turn, preceding
+from aheadless._session import Baseline
 from aheadless.admin import Message as Kept
 
 START = datetime(2026, 11, 24, 12, 0, 0, tzinfo=timezone.utc)

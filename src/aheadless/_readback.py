@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from aheadless._recovery import Baseline, NotStored, Stored, find
+from aheadless._recovery import NotStored, Stored, find
+from aheadless._session import Baseline
 from aheadless.exceptions import (
     AheadlessError,
     ConnectError,

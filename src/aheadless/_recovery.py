@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from aheadless._session import Message, Role, Session
 
 __all__ = [
-    "Baseline",
     "Finding",
     "LostTurn",
     "NotStored",
@@ -51,16 +50,6 @@ class StoredMessage(Protocol):
     def content(self) -> str: ...
     @property
     def created_at(self) -> datetime: ...
-
-
-@attrs.frozen
-class Baseline:
-    """What the server had of a conversation at a moment when no turn of this side was live."""
-
-    ids: frozenset[str]
-    """Of its newest messages; none if it did not exist."""
-    count: int
-    """How many messages the session had known until then."""
 
 
 @attrs.frozen

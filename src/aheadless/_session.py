@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from aheadless._exchange import SessionChange, SessionRecord
-    from aheadless._recovery import Baseline
 
-__all__ = ["Message", "MessageStatus", "Reply", "Role", "Session", "Timings"]
+__all__ = ["Baseline", "Message", "MessageStatus", "Reply", "Role", "Session", "Timings"]
 
 Role: TypeAlias = Literal["user", "assistant"]
 MessageStatus: TypeAlias = Literal["pending", "complete", "interrupted", "cancelled", "failed", "unknown"]
@@ -92,6 +91,16 @@ class Reply:
 
     def __str__(self) -> str:
         return self.text
+
+
+# Here and not beside its users: msgspec looks up what the fields below are, as for `help(Session)`.
+class Baseline(msgspec.Struct, frozen=True):
+    """What the server had of a conversation at a moment when no turn of this side was live."""
+
+    ids: frozenset[str]
+    """Of its newest messages; none if it did not exist."""
+    count: int
+    """How many messages the session had known until then."""
 
 
 class Session(msgspec.Struct, eq=False, weakref=True):
