@@ -7,9 +7,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from configparser import ConfigParser
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,9 +115,14 @@ async def test_bash(page: Path, code: str, tmp_path: Path):
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
         )
-        async with asyncio.timeout(40):
-            said, _ = await bash.communicate()
+        try:
+            async with asyncio.timeout(50):  # pytest gives up after 60
+                said, _ = await bash.communicate()
+        finally:
+            with suppress(ProcessLookupError):  # what it started may live on, if it was not waited for
+                os.killpg(bash.pid, signal.SIGKILL)
 
     assert bash.returncode == 0, said.decode()
 
