@@ -20,6 +20,7 @@ OPTIONAL = {
     "aheadless.bridges.starlette": ("starlette", "aheadless[starlette]"),
     "aheadless.bridges.telegram": ("aiogram", "aheadless[telegram]"),
     "aheadless.bridges._visitors": ("itsdangerous", "aheadless[web]"),
+    "aheadless.cli.full": ("textual", "aheadless[tui]"),
     "aheadless.stores.redis": ("redis", "aheadless[redis]"),
 }
 """What needs a library: its name, and what brings it along."""

@@ -31,7 +31,7 @@ from aheadless.exceptions import (
     StreamInterruptedError,
 )
 
-__all__ = ["OVERVIEW", "ExitCode", "error_line", "exit_code", "one_line", "visible", "visible_json"]
+__all__ = ["OVERVIEW", "ExitCode", "error_line", "exit_code", "explain", "one_line", "visible", "visible_json"]
 
 
 class ExitCode(enum.IntEnum):
@@ -155,7 +155,12 @@ def exit_code(error: AheadlessError) -> ExitCode:
 
 
 def error_line(error: AheadlessError) -> str:
-    """Return one line: what went wrong, what became of the message and the answer, what to do."""
+    """Return one line for stderr: what :func:`explain` returns, and who says it."""
+    return f"aheadless: {explain(error)}"
+
+
+def explain(error: AheadlessError) -> str:
+    """Return what went wrong, what became of the message and the answer, what to do; on one line."""
     message = str(error)
     if isinstance(error, ConfigurationError):
         for name, option in _OPTIONS.items():
@@ -164,4 +169,4 @@ def error_line(error: AheadlessError) -> str:
     if error.partial:
         parts.append("the answer is not complete")
     parts.append(next((hint for kinds, _, hint in _KINDS if isinstance(error, kinds)), ""))
-    return "aheadless: " + "; ".join(one_line(part) for part in parts if part)
+    return "; ".join(one_line(part) for part in parts if part)

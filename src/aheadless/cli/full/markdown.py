@@ -1,0 +1,59 @@
+"""Markdown from a server, made harmless before it is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from aheadless.cli.output import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from markdown_it.rules_core import StateCore
+
+__all__ = ["make_parser"]
+
+# Of quotes within quotes; each level is a widget within a widget.
+MAX_NESTING: Final = 20
+
+
+def make_parser() -> MarkdownIt:
+    """Return a parser of which nothing comes that could command a terminal, or be clicked.
+
+    HTML is text like any other. The address of a link stands behind it, to be read before it is opened.
+    """
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": MAX_NESTING}).enable(["table", "strikethrough"])
+    parser.core.ruler.push("harmless", _make_harmless)
+    return parser
+
+
+def _make_harmless(state: StateCore) -> None:
+    for token in state.tokens:
+        # After the parser: "&#x202e;" has become the character only now.
+        token.content = visible(token.content)
+        if token.children is not None:
+            token.children = [*_without_links(token.children)]
+
+
+def _without_links(tokens: Iterable[Token]) -> Iterator[Token]:
+    address, label = "", ""
+    for token in tokens:
+        match token.type:
+            case "link_open":
+                address, label = str(token.attrs.get("href", "")), ""
+            case "link_close":
+                if address not in {label, f"mailto:{label}"}:
+                    yield _text(f" ({address})")
+            case "image":
+                yield _text(f"[{token.content}] ({token.attrs.get('src', '')})")
+            case _:
+                token.content = visible(token.content)
+                label += token.content
+                yield token
+
+
+def _text(content: str) -> Token:
+    return Token("text", "", 0, content=visible(content))

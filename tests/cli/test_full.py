@@ -1,0 +1,400 @@
+"""`aheadless chat --full`: the screen as a person sees it, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Markdown
+
+from aheadless import ChatClient, Retry
+from aheadless.cli.full.app import FullChat
+from aheadless.cli.full.desk import Desk
+from aheadless.cli.full.widgets import Prompt, Talk
+from aheadless.protocol.events import Event, Failure, Start, Token
+from aheadless.server import RunningServer, ScriptedEngine, ServerSettings, run_server
+from aheadless.server.engines.simple import Step
+from aheadless.stores import SQLiteStore
+from aheadless.testing import CONVERSATION_ID, Script, events, json_answer, stream_answer
+from tests.cli.support import KEY, PATIENCE
+from tests.proxy import CuttingProxy
+from tests.support import ADMIN_KEY
+
+HEAD: list[Event | bytes] = [Start(CONVERSATION_ID), Token("half "), Token("an answer")]
+STALLED = Script(stream_answer(HEAD, framing="close"), end="stall")
+SILENT = Script(stream_answer([Start(CONVERSATION_ID)], framing="close"), end="stall")
+
+
+@pytest.fixture
+async def answering() -> AsyncIterator[Callable[..., Any]]:
+    """Runs a server that plays one script for each reply."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*scripts: Sequence[Step]) -> RunningServer:
+            engine = ScriptedEngine(*scripts)
+            settings = ServerSettings(port=0, api_key=KEY, admin_key=ADMIN_KEY, engine=engine, rate_limit=None)
+            return await stack.enter_async_context(run_server(settings))
+
+        yield start
+
+
+class Screen:
+    """A full-screen chat without a terminal."""
+
+    def __init__(self, app: FullChat, pilot: Pilot[int]) -> None:
+        self.app = app
+        self.desk = app.desk
+        self.press = pilot.press
+        self.resize = pilot.resize_terminal
+        self._pause = pilot.pause
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands on the screen, line by line."""
+        return [strip.text.rstrip() for strip in self.app.screen._compositor.render_strips()]
+
+    @property
+    def text(self) -> str:
+        """What stands right of the list of sessions, however its lines are broken."""
+        return " ".join(" ".join(line.rpartition("│")[2] for line in self.lines).split())
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.app.query_one(Prompt)
+
+    @property
+    def talk(self) -> Talk:
+        return self.app.query_one(Talk)
+
+    @property
+    def marks(self) -> str:
+        """Those of the sessions, the newest first."""
+        return "".join(pane.mark for pane in self.desk.panes)
+
+    async def until(self, happened: str | Callable[[], object]) -> None:
+        """Wait until a text is on the screen, or something else is true."""
+        true = (lambda: happened in self.text) if isinstance(happened, str) else happened
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not true():
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError("\n".join(["it did not happen; on the screen:", *self.lines])) from None
+
+    async def ask(self, message: str) -> None:
+        """Send a message."""
+        self.prompt.put(message)
+        await self.press("enter")
+
+    async def paste(self, text: str) -> None:
+        """Paste, as a terminal with bracketed paste does."""
+        from textual.events import Paste
+
+        self.app.post_message(Paste(text))
+        await self._pause()
+
+
+@asynccontextmanager
+async def full(
+    url: str,
+    *,
+    size: tuple[int, int] = (100, 30),
+    store: Path | None = None,
+    session_id: str | None = None,
+    **options: Any,
+) -> AsyncIterator[Screen]:
+    """Run the chat as long as the block lasts, at most."""
+    make = partial(ChatClient, url, **{"api_key": KEY, "retry": Retry(attempts=1), **options})
+    kept = None if store is None else SQLiteStore(store)
+    async with Desk(make, store=kept, session_id=session_id) as desk:
+        app = FullChat(desk)
+        async with app.run_test(size=size) as pilot:
+            yield Screen(app, pilot)
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_appears_as_it_is_made(serve):
+    """What has come is on the screen while the rest is not made yet, and it is Markdown."""
+    gate = asyncio.Event()
+    server = await serve("**fir", "st** and", gate, " `second`")
+
+    async with full(server.url) as screen:
+        await screen.ask("Hi")
+        await screen.until("first and")
+        assert "replying … · Esc stops it" in screen.text
+        gate.set()
+        await screen.until("first and second")
+        await screen.until(lambda: "replying" not in screen.text)
+
+        assert screen.prompt.text == ""
+        assert [message.text for message in screen.desk.messages(screen.desk.current)] == [
+            "Hi",
+            "**first** and `second`",
+        ]
+
+
+async def test_sessions_at_the_same_time(answering):
+    """Each has a reply of its own, and a mark that says how it stands; who looks takes the mark away."""
+    gate = asyncio.Event()
+    server = await answering(["first ", gate, "answer"], ["second answer"])
+
+    async with full(server.url) as screen:
+        await screen.ask("One?")
+        await screen.until("first")
+        await screen.press("ctrl+n")
+        assert "first" not in screen.text
+        await screen.ask("Two?")
+        await screen.until("second answer")
+        await screen.until(lambda: screen.marks == " ●")
+        assert [line[:9].strip() for line in screen.lines[:2]] == ["Two?", "● One?"]
+        gate.set()
+        await screen.until(lambda: screen.lines[1].startswith("* One?"))
+        await screen.press("alt+down")
+        await screen.until("first answer")
+        assert screen.marks == "  "
+        await screen.press("ctrl+g", "up", "enter")
+        await screen.until("second answer")
+        assert screen.app.focused is screen.prompt
+
+
+# --- the prompt -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_message_of_several_lines(answering):
+    """Ctrl-J and Shift-Enter begin a new one, pasted ones stay, and Enter sends them all."""
+    server = await answering(["yes"])
+
+    async with full(server.url) as screen:
+        await screen.press("a", "ctrl+j", "b", "shift+enter")
+        await screen.paste("c\r\nd\re\x1b[2J")
+        await screen.press("enter")
+        await screen.until("yes")
+
+    assert server.settings.engine.asked[0][0].text == "a\nb\nc\nd\ne␛[2J"
+
+
+@pytest.mark.parametrize("blank", ["", "  \n "])
+async def test_an_empty_message(blank, scripted):
+    """It is not sent."""
+    async with full(scripted.url) as screen:
+        await screen.ask(blank)
+        await screen.ask("Hi")
+        await screen.until("Hello world")
+
+    assert len(scripted.requests) == 1
+
+
+async def test_a_message_that_is_too_long(scripted):
+    """That is said before it is sent, and it stays to be made shorter."""
+    async with full(scripted.url) as screen:
+        screen.prompt.put("😀" * 1999)
+        await screen.until("2 characters left")
+        await screen.press("a", "b", "c")
+        await screen.until("1 characters too long: a message has at most 4000")
+        await screen.press("enter")
+        await screen.until("message has 4001 UTF-16 units")
+        await screen.press("backspace", "enter")
+        await screen.until("Hello world")
+
+    assert len(scripted.requests) == 1
+
+
+async def test_what_is_pasted_is_no_message(scripted):
+    """A whole file does not get in."""
+    async with full(scripted.url) as screen:
+        await screen.paste("x" * 16_001)
+        await screen.until("much too long for a message")
+        assert screen.prompt.text == ""
+
+
+async def test_earlier_messages(scripted):
+    """The arrow keys bring them back, and what was being typed after them; within a message they move the cursor."""
+    async with full(scripted.url) as screen:
+        for message in ("one", "two\nlines"):
+            await screen.ask(message)
+            await screen.until(lambda: not screen.desk.current.live)
+        screen.prompt.put("half a li")
+        seen = []
+        for key in ("up", "up", "up", "up", "down", "down", "down", "down"):
+            await screen.press(key)
+            seen.append(screen.prompt.text)
+
+    assert seen == ["two\nlines", "two\nlines", "one", "one", "two\nlines", "half a li", "half a li", "half a li"]
+
+
+async def test_a_question_while_a_reply_is_written(scripted):
+    """It stays in the prompt."""
+    scripted.add(STALLED)
+
+    async with full(scripted.url) as screen:
+        await screen.ask("One?")
+        await screen.until("half an answer")
+        await screen.ask("Two?")
+        await screen.until("a reply is being written; Esc stops it")
+        assert screen.prompt.text == "Two?"
+
+
+async def test_what_was_typed_and_not_sent(scripted):
+    """It waits in its session."""
+    async with full(scripted.url) as screen:
+        await screen.ask("One?")
+        await screen.until("Hello world")
+        screen.prompt.put("unsent")
+        await screen.press("ctrl+n")
+        assert screen.prompt.text == ""
+        await screen.press("alt+up")
+        assert screen.prompt.text == "unsent"
+
+
+# --- stopping and leaving ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", [STALLED, SILENT, Script(b"", end="stall")])
+@pytest.mark.parametrize("key", ["escape", "ctrl+c"])
+async def test_stop(key, script, scripted):
+    """The stream is closed at once, what had come stays, and one can go on; also before the first token."""
+    scripted.add(script)
+
+    async with full(scripted.url) as screen:
+        await screen.ask("One?")
+        request = await scripted.arrived(1)
+        if script is STALLED:
+            await screen.until("half an answer")
+        await screen.press(key)
+        await screen.until("stopped")
+        async with asyncio.timeout(5):
+            await request.left.wait()
+        await screen.ask("Two?")
+        await screen.until("Hello world")
+
+        assert ("half an answer" in screen.text) == (script is STALLED)
+
+
+@pytest.mark.parametrize("keys", [["ctrl+c", "ctrl+c"], ["ctrl+q"]])
+async def test_leaving_in_the_middle_of_replies(keys, scripted, tmp_path):
+    """They are stopped and saved, those that nobody looks at as well; then it ends, with 0."""
+    scripted.add(STALLED, STALLED)
+
+    async with full(scripted.url, store=tmp_path / "chats.db") as screen:
+        await screen.ask("One?")
+        await screen.until("half an answer")
+        await screen.press("ctrl+n")
+        await screen.ask("Two?")
+        await screen.until("half an answer")
+        ids = [pane.session_id for pane in screen.desk.panes]
+        await screen.press(*keys)
+        await screen.until(lambda: screen.app.return_code is not None or not screen.app.is_running)
+    for request in scripted.requests:
+        async with asyncio.timeout(5):
+            await request.left.wait()
+
+    assert screen.app.return_value == 0
+    async with SQLiteStore(tmp_path / "chats.db") as store:
+        for session_id in ids:
+            record = await store.load(session_id, limit=10)
+            assert record is not None
+            assert [message.status for message in record.messages] == ["interrupted", "interrupted"]
+
+
+async def test_ctrl_c_and_then_typing(scripted):
+    """Who goes on typing has not said that they leave."""
+    async with full(scripted.url) as screen:
+        await screen.press("ctrl+c")
+        await screen.until("Ctrl-C once more leaves")
+        await screen.press("a", "ctrl+c")
+        await screen.until("Ctrl-C once more leaves")
+        assert screen.app.is_running
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_was_stored(scripted):
+    """The line says so, and Ctrl-R sends the same message again."""
+    scripted.add(Script(json_answer({"error": "Unauthorized"}, status=401)))
+
+    async with full(scripted.url) as screen:
+        await screen.ask("One?")
+        await screen.until("Ctrl-R sends it again")
+        assert "set AHEADLESS_API_KEY" in screen.text
+        assert "not stored" in screen.text
+        assert screen.marks == "!"
+        await screen.press("ctrl+r")
+        await screen.until("Hello world")
+        assert screen.marks == " "
+
+    assert len(scripted.stored) == 1
+
+
+async def test_the_message_was_stored(scripted):
+    """It is not offered to send it twice; what had come stays, marked."""
+    scripted.add(Script(stream_answer([*HEAD, Failure("no \x1b[2Jmodel")])))
+
+    async with full(scripted.url) as screen:
+        await screen.ask("One?")
+        await screen.until("it would be stored twice")
+        assert "half an answer" in screen.text
+        assert "the server gave up: no" in screen.text
+        await screen.press("ctrl+r")
+        await screen.ask("Two?")
+        await screen.until("Hello world")
+
+    assert len(scripted.requests) == 2
+
+
+async def test_no_server():
+    """The chat goes on without one."""
+    async with full("http://127.0.0.1:9") as screen:
+        await screen.ask("One?")
+        await screen.until("is the server running, and is the URL right?")
+        await screen.until("Ctrl-R sends it again")
+
+
+async def test_too_many_requests(scripted):
+    """The seconds are counted down, and Esc gives up."""
+    scripted.add(Script(json_answer({"error": "Too many requests"}, status=429, headers={"Retry-After": "10"})))
+
+    async with full(scripted.url, retry=Retry(attempts=3)) as screen:
+        await screen.ask("One?")
+        await screen.until("the server wants a pause: 10 s to go · Esc gives up")
+        await screen.until("the server wants a pause: 9 s to go")
+        await screen.press("escape")
+        await screen.until("stopped")
+
+    assert len(scripted.requests) == 1
+
+
+async def test_another_text_was_stored_than_streamed(scripted):
+    """What was stored is shown."""
+    scripted.add(Script(stream_answer(events("streamed", text="stored"))))
+
+    async with full(scripted.url) as screen:
+        await screen.ask("One?")
+        await screen.until("the server stored another text than it streamed")
+        assert [shown.source for shown in screen.app.query(Markdown)] == ["stored"]
+
+
+# --- recovery ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_connection_breaks(answering):
+    """With the admin key the reply is read back from the server's history."""
+    gate = asyncio.Event()
+    server = await answering(["first ", gate, "second"])
+
+    async with CuttingProxy(server.url) as proxy:
+        proxy.cut("response", 420, "rst")
+        async with full(proxy.url, admin_key=ADMIN_KEY) as screen:
+            await screen.ask("One?")
+            await screen.until("reading the reply back")
+            gate.set()
+            await screen.until("this reply was read back")
+            await screen.until("first second")
