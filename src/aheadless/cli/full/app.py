@@ -63,13 +63,13 @@ class FullChat(App[int]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop"),
-        Binding("ctrl+n", "new", "New", priority=True),
-        Binding("ctrl+g", "list", "Sessions", priority=True),
-        Binding("alt+down", "step(1)", show=False, priority=True),
-        Binding("alt+up", "step(-1)", show=False, priority=True),
-        Binding("ctrl+r", "again", show=False, priority=True),
+        Binding("ctrl+n", "new", "New"),
+        Binding("ctrl+g", "list", "Sessions"),
+        Binding("alt+down", "step(1)", show=False),
+        Binding("alt+up", "step(-1)", show=False),
+        Binding("ctrl+r", "again", show=False),
         Binding("ctrl+y", "copy_answer", "Copy"),
-        Binding("ctrl+end", "scroll_talk(0)", show=False, priority=True),
+        Binding("ctrl+end", "scroll_talk(0)", show=False),
         Binding("f1", "help", "Keys"),
         Binding("ctrl+q", "leave", "Leave", priority=True),
         Binding("ctrl+c", "interrupt", show=False),
@@ -112,10 +112,14 @@ class FullChat(App[int]):
         """Stop every reply, wait until each is settled, and end with this exit code."""
         if self._leaving:
             return
-        self._leaving = True
+        self.stop_drawing()
         self._say("stopping the replies …")
         await self.desk.settle()
         self.exit(code)
+
+    def stop_drawing(self) -> None:
+        """Show nothing new: this ends."""
+        self._leaving = True
 
     # --- drawing ------------------------------------------------------------------------------------------------------
 
@@ -130,10 +134,12 @@ class FullChat(App[int]):
 
     async def _frame(self) -> None:
         self._timer = None
-        if not self._terminal_takes_it():
+        if self._leaving:
+            return  # the screen may be gone by now
+        if self._terminal_takes_it():
+            await self._draw()
+        else:
             self._draw_in(TICK)
-            return
-        await self._draw()
 
     def _terminal_takes_it(self) -> bool:
         """Whether what is drawn goes somewhere.
@@ -168,7 +174,8 @@ class FullChat(App[int]):
 
     def _title(self, pane: Pane) -> Content:
         others = "".join(sorted(other.mark for other in self.desk.panes if other is not pane)).strip()
-        parts = (pane.session_id, self.desk.client.base_url, others and f"elsewhere {others}")
+        elsewhere = f"elsewhere {others}" if others and self.screen.has_class("-narrow") else ""
+        parts = (pane.session_id, self.desk.client.base_url, elsewhere)
         return Content("  ".join(filter(None, parts)))
 
     def _say(self, text: str) -> None:

@@ -42,7 +42,7 @@ class Prompt(TextArea):
     """Where one types: Enter sends, Ctrl-J begins a new line, the arrow keys bring earlier messages back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", priority=True),
+        Binding("enter", "send", "Send"),
         Binding("ctrl+j,shift+enter,alt+enter", "newline", "New line", key_display="^j"),
         Binding("up", "older", show=False),
         Binding("down", "newer", show=False),
@@ -94,6 +94,15 @@ class Prompt(TextArea):
         """Let this be what was typed, with the cursor at its end."""
         self.text = text
         self.move_cursor(self.document.end)
+
+    async def _on_key(self, event: events.Key) -> None:
+        # In here, for the order: a binding with priority would overtake letters that came in the same packet.
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self.action_send()
+            return
+        await super()._on_key(event)
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.stop()
