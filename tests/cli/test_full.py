@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Markdown
 
-from aheadless import ChatClient, Retry
+from aheadless import ChatClient, ConnectError, Delivery, Message, Retry, Retrying, Waiting
+from aheadless._exchange import SessionChange
 from aheadless.cli.full.app import FullChat
 from aheadless.cli.full.desk import Desk
+from aheadless.cli.full.panes import Pane, Stage, Window, aside
 from aheadless.cli.full.widgets import Prompt, Talk
 from aheadless.protocol.events import Event, Failure, Start, Token
 from aheadless.server import RunningServer, ScriptedEngine, ServerSettings, run_server
@@ -62,7 +66,8 @@ class Screen:
     @property
     def text(self) -> str:
         """What stands right of the list of sessions, however its lines are broken."""
-        return " ".join(" ".join(line.rpartition("│")[2] for line in self.lines).split())
+        right = (line[28:] if line[27:28] == "│" else line.strip("│") for line in self.lines)
+        return " ".join(" ".join(right).split())
 
     @property
     def prompt(self) -> Prompt:
@@ -398,3 +403,264 @@ async def test_the_connection_breaks(answering):
             gate.set()
             await screen.until("this reply was read back")
             await screen.until("first second")
+
+
+async def test_a_question_that_a_crash_left_behind(answering, tmp_path):
+    """It is found in the store, the line says what it is, and Ctrl-R looks for its reply."""
+    server = await answering(["the ", "reply"])
+    async with SQLiteStore(tmp_path / "chats.db") as store:
+        async with ChatClient(server.url, api_key=KEY) as elsewhere:
+            await elsewhere.chat("me").send("One?")
+        asked = Message(
+            "user", "One?", status="unknown", created_at=datetime.now(timezone.utc), delivery=Delivery.UNKNOWN
+        )
+        lease = await store.acquire("me")
+        assert lease is not None
+        await store.save(SessionChange("me", 0, None, ((0, asked),)), lease)
+        await store.release(lease)
+
+    async with full(server.url, admin_key=ADMIN_KEY, store=tmp_path / "chats.db", session_id="me") as screen:
+        await screen.until("nobody knows whether the server has the last question")
+        await screen.until("may have been stored")
+        await screen.press("ctrl+r")
+        await screen.until("this reply was read back")
+        await screen.until("the reply")
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_sessions_of_an_earlier_run(answering, tmp_path):
+    """They are listed, the last one first, and go on where they were."""
+    server = await answering(["one answer"], ["two answer"], ["three answer"])
+    async with full(server.url, store=tmp_path / "chats.db") as screen:
+        await screen.ask("One?")
+        await screen.until("one answer")
+        await screen.press("ctrl+n")
+        await screen.ask("Two?")
+        await screen.until("two answer")
+
+    async with full(server.url, store=tmp_path / "chats.db") as screen:
+        assert [pane.title for pane in screen.desk.panes] == ["", "two answer", "one answer"]
+        await screen.press("alt+up")
+        await screen.until("One?")
+        await screen.ask("Three?")
+        await screen.until("three answer")
+
+    assert [message.text for message in server.settings.engine.asked[2]] == ["One?", "one answer", "Three?"]
+
+
+async def test_forget_a_session(scripted, tmp_path):
+    """Only after a question, and not while its reply is being written; it is gone from the store then."""
+    scripted.add(Script(stream_answer(events("Hello"))), STALLED)
+
+    async with full(scripted.url, store=tmp_path / "chats.db", session_id="me") as screen:
+        await screen.ask("One?")
+        await screen.until("Hello")
+        await screen.press("ctrl+g", "delete")
+        await screen.until("Forget “One?”?")
+        await screen.press("n", "escape")
+        await screen.ask("Two?")
+        await screen.until("half an answer")
+        await screen.press("ctrl+g", "delete", "y")
+        await screen.until("a session is not forgotten while a turn is live")
+        await screen.press("escape", "escape")
+        await screen.until("stopped")
+        await screen.press("ctrl+g", "delete", "y")
+        await screen.until(lambda: [pane.title for pane in screen.desk.panes] == [""])
+        assert "Hello" not in screen.text
+        assert await screen.desk.client.sessions.list() in ([], [screen.desk.current.session_id])
+
+    async with SQLiteStore(tmp_path / "chats.db") as store:
+        assert await store.load("me", limit=1) is None
+
+
+async def test_a_new_session_twice(scripted):
+    """One that nothing was said in is enough."""
+    async with full(scripted.url) as screen:
+        await screen.press("ctrl+n", "ctrl+n")
+        assert len(screen.desk.panes) == 1
+
+
+# --- the screen -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_narrow_terminal(answering):
+    """The list is there when it is asked for; a resize in mid-stream breaks nothing."""
+    gate = asyncio.Event()
+    server = await answering(["first ", gate, "second " * 20])
+
+    async with full(server.url, size=(60, 20)) as screen:
+        await screen.ask("One?")
+        await screen.until("first")
+        assert "●" not in screen.text
+        await screen.press("ctrl+g")
+        await screen.until(lambda: screen.lines[0].startswith("● One?"))
+        await screen.press("escape")
+        await screen.until("first")
+        await screen.press("ctrl+n")
+        await screen.until("elsewhere ●")
+        await screen.press("alt+down")
+        await screen.resize(100, 30)
+        await screen.until(lambda: screen.lines[1].startswith("● One?"))
+        for size in [(1, 1), (69, 3), (3, 40), (71, 2)]:
+            await screen.resize(*size)
+        gate.set()
+        await screen.resize(30, 10)
+        await screen.until(lambda: "second second" in screen.text and not screen.desk.current.live)
+
+
+async def test_who_has_scrolled_up_stays_there(answering):
+    """What comes does not move the screen, until one is at the end again."""
+    gates = [asyncio.Event(), asyncio.Event()]
+    lines = [f"line {number}\n\n" for number in range(60)]
+    server = await answering([*lines[:40], gates[0], *lines[40:50], gates[1], *lines[50:]])
+
+    async with full(server.url) as screen:
+        await screen.ask("One?")
+        await screen.until("line 39")
+        await screen.press("pageup")
+        await screen.until(lambda: "line 39" not in screen.text)
+        seen, at = screen.text, screen.talk.scroll_y
+        gates[0].set()
+        await screen.until(lambda: "line 49" in screen.app.query_one(Markdown).source)
+        assert (screen.text, screen.talk.scroll_y) == (seen, at)
+        await screen.press("ctrl+end")
+        await screen.until("line 49")
+        gates[1].set()
+        await screen.until("line 59")
+
+
+async def test_copy(scripted):
+    """The last answer goes to the clipboard, harmless; of one that is being written what has come."""
+    scripted.add(Script(stream_answer([*HEAD, Token("\x1b[2J")], framing="close"), end="stall"))
+
+    async with full(scripted.url) as screen:
+        await screen.press("ctrl+y")
+        await screen.until("there is no answer yet")
+        await screen.ask("One?")
+        await screen.until("half an answer")
+        await screen.press("ctrl+y")
+        await screen.until("characters went to the clipboard")
+        assert screen.app.clipboard == "half an answer␛[2J"
+
+
+HOSTILE = """\
+raw \x1b]0;title\x07 entity &#27;[2J &#x202e;turned \u202e [a](file:///etc/passwd) ![b](http://x/y) <script>c</script>
+
+[d](javascript:alert) <http://e.f>
+
+```
+fence \x9b2J
+```
+"""
+
+
+async def test_a_hostile_answer(scripted):
+    """Nothing of it commands the terminal, nothing can be clicked, nothing is hidden."""
+    scripted.add(Script(stream_answer(events(HOSTILE))))
+
+    async with full(scripted.url) as screen:
+        await screen.ask("\u202e?")
+        await screen.until(lambda: not screen.desk.current.live)
+        await screen.until("fence")
+
+        text = screen.text
+        styles = [segment.style for strip in screen.app.screen._compositor.render_strips() for segment in strip]
+        head = screen.lines[1]
+
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e]", text)
+    for shown in (
+        "raw ␛]0;title␇ entity �[2J \\u202eturned \\u202e [a](file:///etc/passwd) [b] (http://x/y) <script>c</script>",
+        "[d](javascript:alert) http://e.f",
+        "fence \\u009b2J",
+    ):
+        assert shown in text
+    assert "\u202e" not in head
+    assert not [style for style in styles if style is not None and (style.link or "@click" in style.meta)]
+
+
+async def test_an_endless_answer(scripted):
+    """As much as a screen bears is shown, and how much is not; it is there as a whole."""
+    scripted.add(Script(stream_answer(events(*["a line\n"] * 3000, "the end"))))
+
+    async with full(scripted.url) as screen:
+        await screen.ask("One?")
+        await screen.until("more characters; Ctrl-Y copies them all")
+        assert len(screen.app.query_one(Markdown).source) < 7000 + 1
+        await screen.press("ctrl+y")
+        assert screen.app.clipboard.endswith("the end")
+
+
+async def test_help(scripted):
+    """F1 shows the keys."""
+    async with full(scripted.url) as screen:
+        await screen.press("f1")
+        await screen.until("the list of sessions")
+        await screen.press("escape")
+        await screen.until(lambda: "the list of sessions" not in screen.text)
+
+
+# --- what the screen knows --------------------------------------------------------------------------------------------
+
+
+def test_stages():
+    """What happens in a turn leads from one stage to the next, and what cannot happen is a mistake."""
+    pane = Pane("me")
+
+    pane.ask("One?")
+    pane.add("text")
+    pane.read_back()
+    assert (pane.live, pane.asking) == (True, True)
+    with pytest.raises(KeyError):
+        pane.add("more")
+    pane.end(seen=False)
+
+    assert (pane.stage, pane.mark, pane.pieces, pane.turn) == (Stage.IDLE, "*", ["text"], 1)
+    with pytest.raises(KeyError):
+        pane.end(seen=True)
+
+
+def test_status_before_a_reply():
+    """It says what the turn waits for."""
+    pane = Pane("me")
+    pane.ask("One?")
+    assert pane.status(0) == "thinking … · Esc gives up"
+    pane.hold = Waiting("me", "rate_limit", 75.0)
+    assert pane.status(0) == "waiting its turn, as there are many · Esc gives up"
+    assert pane.status(8.6) == "too many requests; the server wants a pause: 9 s to go · Esc gives up"
+    pane.hold = Retrying("me", 1, 0.5, ConnectError("cannot\nconnect"))
+    assert pane.status(0) == "attempt 2 follows: cannot connect · Esc gives up"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown", "left_out"),
+    [
+        (["abc", "de"], ["abc", "de"], 0),
+        (["abcdefghij", "k"], ["abcdefghi", ""], 2),
+        (["a\n", "b\nc\nd"], ["a\n", "b"], 4),
+    ],
+)
+def test_window(pieces, shown, left_out):
+    """It takes what fits, in characters and in lines, and counts the rest."""
+    window = Window(characters=9, lines=2)
+
+    assert [window.take(piece) for piece in pieces] == shown
+    assert window.left_out == left_out
+
+
+@pytest.mark.parametrize(
+    ("status", "delivery", "said"),
+    [
+        ("complete", Delivery.ACCEPTED, ""),
+        ("failed", Delivery.NOT_SENT, "not stored"),
+        ("failed", Delivery.REJECTED, "not stored"),
+        ("unknown", Delivery.UNKNOWN, "may have been stored"),
+        ("failed", Delivery.ACCEPTED, ""),
+    ],
+)
+def test_what_became_of_a_question(status, delivery, said):
+    """It stands beside it, unless the server simply has it."""
+    question = Message("user", "One?", status=status, created_at=datetime.now(timezone.utc), delivery=delivery)
+
+    assert aside(question) == said

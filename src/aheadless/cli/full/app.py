@@ -45,11 +45,11 @@ class FullChat(App[int]):
     CSS = """
     Screen { layout: horizontal; }
     #sessions { width: 28; height: 1fr; padding: 0; border: none; border-right: solid $primary; background: $background;
-        scrollbar-size-vertical: 1; }
+        scrollbar-size-vertical: 1; text-wrap: nowrap; text-overflow: ellipsis; }
     .-narrow #sessions { display: none; }
     .-narrow.-listing #sessions { display: block; width: 1fr; border-right: none; }
     .-narrow.-listing #main { display: none; }
-    #main { width: 1fr; height: 1fr; }
+    #main { width: 1fr; height: 1fr; min-width: 20; min-height: 6; }  /* at none the placeholder cannot be wrapped */
     #head { height: 1; padding: 0 2; color: $primary; text-style: bold; text-wrap: nowrap; text-overflow: ellipsis; }
     #talk { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
     .question { margin: 1 1 0 1; padding: 0 1; border-left: thick $secondary; text-style: bold; }
@@ -175,7 +175,7 @@ class FullChat(App[int]):
     def _title(self, pane: Pane) -> Content:
         others = "".join(sorted(other.mark for other in self.desk.panes if other is not pane)).strip()
         elsewhere = f"elsewhere {others}" if others and self.screen.has_class("-narrow") else ""
-        parts = (pane.session_id, self.desk.client.base_url, elsewhere)
+        parts = (elsewhere, pane.session_id, self.desk.client.base_url)
         return Content("  ".join(filter(None, parts)))
 
     def _say(self, text: str) -> None:
@@ -188,14 +188,15 @@ class FullChat(App[int]):
         if self._open is not None:
             self._open.draft = self._prompt.text
         self._open = pane
+        # Before anything is waited for: what is typed from now on is for this session.
+        self._prompt.put(pane.draft)
+        self.action_close_list()
+        self._aside, self._warned = "", False
         try:
             await self.desk.show(pane)
         except AheadlessError as exc:
             pane.notice = Notice(explain(exc), failed=True)
-        self._prompt.put(pane.draft)
-        self._aside, self._warned = "", False
         await self._draw()
-        self.action_close_list()
 
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         await self._show(self.desk.panes[event.option_index])
