@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timezone
@@ -19,6 +22,7 @@ from aheadless import ChatClient, ConnectError, Delivery, Message, Retry, Retryi
 from aheadless._exchange import SessionChange
 from aheadless.cli.full.app import FullChat
 from aheadless.cli.full.desk import Desk
+from aheadless.cli.full.markdown import make_parser
 from aheadless.cli.full.panes import Pane, Stage, Window, aside
 from aheadless.cli.full.widgets import Prompt, Talk
 from aheadless.protocol.events import Event, Failure, Start, Token
@@ -26,7 +30,7 @@ from aheadless.server import RunningServer, ScriptedEngine, ServerSettings, run_
 from aheadless.server.engines.simple import Step
 from aheadless.stores import SQLiteStore
 from aheadless.testing import CONVERSATION_ID, Script, events, json_answer, stream_answer
-from tests.cli.support import KEY, PATIENCE
+from tests.cli.support import CTRL_C, KEY, PATIENCE, aheadless, posix_only, terminal
 from tests.proxy import CuttingProxy
 from tests.support import ADMIN_KEY
 
@@ -587,7 +591,7 @@ async def test_an_endless_answer(scripted):
     async with full(scripted.url) as screen:
         await screen.ask("One?")
         await screen.until("more characters; Ctrl-Y copies them all")
-        assert len(screen.app.query_one(Markdown).source) < 7000 + 1
+        assert len(screen.app.query_one(Markdown).source) <= 3500
         await screen.press("ctrl+y")
         assert screen.app.clipboard.endswith("the end")
 
@@ -664,3 +668,106 @@ def test_what_became_of_a_question(status, delivery, said):
     question = Message("user", "One?", status=status, created_at=datetime.now(timezone.utc), delivery=delivery)
 
     assert aside(question) == said
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+async def test_without_a_terminal():
+    """It says that it needs one."""
+    ended = await aheadless("chat", "--full", "--url", "http://127.0.0.1:9")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "--full needs a terminal" in ended.err
+
+
+async def test_a_store_without_the_full_screen():
+    """The plain chat has none."""
+    ended = await aheadless("chat", "--store", "chats.db", "--url", "http://127.0.0.1:9")
+
+    assert (ended.code, ended.err) == (2, "aheadless: --store goes with --full; see aheadless --help\n")
+
+
+async def test_the_extra_is_missing():
+    """The line says what to install."""
+    script = "import sys; sys.modules['textual'] = None; from aheadless.cli import main; sys.exit(main())"
+
+    ended = await aheadless("chat", "--full", command=(sys.executable, "-c", script))
+
+    assert ended.code == 2
+    assert ended.err.endswith('; run: pip install "aheadless[tui]"\n')
+
+
+@posix_only
+@pytest.mark.slow
+async def test_on_a_terminal(answering):
+    """As over SSH: letters and Enter come in one packet, 16 colours are enough, and the screen is given back."""
+    server = await answering(["**first** answer"])
+
+    async with terminal("chat", "--full", "--url", server.url, TERM="xterm", COLORTERM="") as screen:
+        await screen.until("Enter sends it")
+        screen.type("One?\r")
+        await screen.until("first answer")
+        screen.type(CTRL_C + CTRL_C)
+        assert await screen.ended() == 0
+
+    assert not re.search(rb"[34]8;[25];", screen.received)
+    assert screen.received.rindex(b"\x1b[?1049l") > screen.received.rindex(b"\x1b[?1049h")
+
+
+@posix_only
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("gone", 129)])
+async def test_the_end_comes_from_outside(end, code, scripted, tmp_path):
+    """By a signal, or as the terminal is closed in mid-stream: the reply is settled and saved."""
+    scripted.add(Script(stream_answer(HEAD, framing="close"), drip=b'{"type":"token","token":"a b.\\n\\n"}\n'))
+    options = ("--store", str(tmp_path / "chats.db"), "--session", "me", "--url", scripted.url)
+
+    async with terminal("chat", "--full", *options) as screen:
+        await screen.until("Enter sends it")
+        screen.type("One?\r")
+        await screen.until("a b.")
+        if end == "gone":
+            asyncio.get_running_loop().remove_reader(screen._master)
+            os.close(screen._master)
+            screen.close = lambda: None  # type: ignore[method-assign]
+        else:
+            screen.process.send_signal(signal.Signals[end])
+        assert await screen.ended() == code
+
+    async with SQLiteStore(tmp_path / "chats.db") as store:
+        record = await store.load("me", limit=10)
+    assert record is not None
+    assert [message.status for message in record.messages] == ["interrupted", "interrupted"]
+
+
+@posix_only
+@pytest.mark.slow
+async def test_a_terminal_that_takes_nothing(answering, tmp_path):
+    """As with Ctrl-S: the replies go on, and are on the screen when it goes on."""
+    gate = asyncio.Event()
+    server = await answering(["first ", gate, *["word **bold** `code`\n\n"] * 2000, "last"])
+
+    async with terminal("chat", "--full", "--store", str(tmp_path / "chats.db"), "--url", server.url) as screen:
+        await screen.until("Enter sends it")
+        screen.type("One?\r")
+        await screen.until("first")
+        asyncio.get_running_loop().remove_reader(screen._master)
+        gate.set()
+        async with SQLiteStore(tmp_path / "chats.db") as store, asyncio.timeout(PATIENCE):
+            [session_id] = await store.list()
+            while (record := await store.load(session_id, limit=1)) is None or record.messages[0].role == "user":
+                await asyncio.sleep(0.05)
+        asyncio.get_running_loop().add_reader(screen._master, screen._read)
+        await screen.until("more characters; Ctrl-Y copies them all")
+
+
+async def test_giants():
+    """A list that is too long, or too deep, to be laid out is the text that it is; what is around it is not."""
+    parse = make_parser().parse
+
+    for giant in ("- \x1b\n" * 400, "> " * 9 + "\x1b\n"):
+        tokens = parse(f"before\n\n{giant}\n# after\n")
+        kinds = ["paragraph_open", "inline", "paragraph_close", "fence", "heading_open", "inline", "heading_close"]
+        assert [token.type for token in tokens] == kinds
+        assert tokens[3].content.rstrip() == giant.rstrip().replace("\x1b", "␛")

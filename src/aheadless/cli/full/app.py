@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import sys
+import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import App
@@ -82,6 +83,7 @@ class FullChat(App[int]):
         self.desk = desk
         self._open: Pane | None = None  # whose messages are on the screen
         self._timer: Timer | None = None
+        self._rest = FRAME  # seconds until the next frame
         self._aside = ""  # what is said until the next key
         self._warned = False
         self._leaving = False
@@ -126,7 +128,7 @@ class FullChat(App[int]):
     def _on_change(self, pane: Pane) -> None:
         if not pane.live:
             self._warned = self._warned and pane is self.desk.current
-        self._draw_in(FRAME)
+        self._draw_in(self._rest)
 
     def _draw_in(self, seconds: float) -> None:
         if self._timer is None:
@@ -136,10 +138,13 @@ class FullChat(App[int]):
         self._timer = None
         if self._leaving:
             return  # the screen may be gone by now
-        if self._terminal_takes_it():
-            await self._draw()
-        else:
+        if not self._terminal_takes_it():
             self._draw_in(TICK)
+            return
+        begun = time.perf_counter()
+        await self._draw()
+        # What takes long to be laid out is drawn less often: half of the time is for the keys and the other sessions.
+        self._rest = max(FRAME, time.perf_counter() - begun)
 
     def _terminal_takes_it(self) -> bool:
         """Whether what is drawn goes somewhere.

@@ -23,7 +23,7 @@ __all__ = ["NEXT", "Notice", "Offer", "Pane", "Recall", "Stage", "Step", "Window
 
 # A reply is a few KiB. Each paragraph is a widget, and what is longer than a book's chapter is not read on a screen.
 MAX_SHOWN: Final = 40_000
-MAX_LINES: Final = 1000
+MAX_LINES: Final = 500
 
 # As readline remembers, more or less.
 MAX_RECALLED: Final = 200
@@ -181,7 +181,7 @@ class Pane:
 
 @attrs.define(eq=False)
 class Window:
-    """How much of a text still fits on the screen: at most 40,000 characters and 1000 lines."""
+    """How much of a text still fits on the screen: at most 40,000 characters and 500 lines."""
 
     characters: int = MAX_SHOWN
     lines: int = MAX_LINES
