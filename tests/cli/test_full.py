@@ -190,11 +190,11 @@ async def test_a_message_of_several_lines(answering):
     assert server.settings.engine.asked[0][0].text == "a\nb\nc\nd\ne␛[2J"
 
 
-@pytest.mark.parametrize("blank", ["", "  \n "])
-async def test_an_empty_message(blank, scripted):
+async def test_an_empty_message(scripted):
     """It is not sent."""
     async with full(scripted.url) as screen:
-        await screen.ask(blank)
+        await screen.ask("")
+        await screen.ask("  \n ")
         await screen.ask("Hi")
         await screen.until("Hello world")
 
@@ -266,8 +266,9 @@ async def test_what_was_typed_and_not_sent(scripted):
 # --- stopping and leaving ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [STALLED, SILENT, Script(b"", end="stall")])
-@pytest.mark.parametrize("key", ["escape", "ctrl+c"])
+@pytest.mark.parametrize(
+    ("key", "script"), [("escape", STALLED), ("ctrl+c", SILENT), ("escape", Script(b"", end="stall"))]
+)
 async def test_stop(key, script, scripted):
     """The stream is closed at once, what had come stays, and one can go on; also before the first token."""
     scripted.add(script)
@@ -367,6 +368,7 @@ async def test_no_server():
         await screen.until("Ctrl-R sends it again")
 
 
+@pytest.mark.slow
 async def test_too_many_requests(scripted):
     """The seconds are counted down, and Esc gives up."""
     scripted.add(Script(json_answer({"error": "Too many requests"}, status=429, headers={"Retry-After": "10"})))
@@ -394,6 +396,7 @@ async def test_another_text_was_stored_than_streamed(scripted):
 # --- recovery ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_connection_breaks(answering):
     """With the admin key the reply is read back from the server's history."""
     gate = asyncio.Event()
@@ -434,6 +437,7 @@ async def test_a_question_that_a_crash_left_behind(answering, tmp_path):
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_sessions_of_an_earlier_run(answering, tmp_path):
     """They are listed, the last one first, and go on where they were."""
     server = await answering(["one answer"], ["two answer"], ["three answer"])
@@ -454,6 +458,7 @@ async def test_sessions_of_an_earlier_run(answering, tmp_path):
     assert [message.text for message in server.settings.engine.asked[2]] == ["One?", "one answer", "Three?"]
 
 
+@pytest.mark.slow
 async def test_forget_a_session(scripted, tmp_path):
     """Only after a question, and not while its reply is being written; it is gone from the store then."""
     scripted.add(Script(stream_answer(events("Hello"))), STALLED)
@@ -489,6 +494,7 @@ async def test_a_new_session_twice(scripted):
 # --- the screen -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_narrow_terminal(answering):
     """The list is there when it is asked for; a resize in mid-stream breaks nothing."""
     gate = asyncio.Event()
@@ -514,6 +520,7 @@ async def test_a_narrow_terminal(answering):
         await screen.until(lambda: "second second" in screen.text and not screen.desk.current.live)
 
 
+@pytest.mark.slow
 async def test_who_has_scrolled_up_stays_there(answering):
     """What comes does not move the screen, until one is at the end again."""
     gates = [asyncio.Event(), asyncio.Event()]
@@ -560,6 +567,7 @@ fence \x9b2J
 """
 
 
+@pytest.mark.slow
 async def test_a_hostile_answer(scripted):
     """Nothing of it commands the terminal, nothing can be clicked, nothing is hidden."""
     scripted.add(Script(stream_answer(events(HOSTILE))))
@@ -584,6 +592,7 @@ async def test_a_hostile_answer(scripted):
     assert not [style for style in styles if style is not None and (style.link or "@click" in style.meta)]
 
 
+@pytest.mark.slow
 async def test_an_endless_answer(scripted):
     """As much as a screen bears is shown, and how much is not; it is there as a whole."""
     scripted.add(Script(stream_answer(events(*["a line\n"] * 3000, "the end"))))
