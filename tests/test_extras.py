@@ -83,6 +83,11 @@ def test_library_is_there_and_not_used() -> None:
     assert run(LOADED, [*libraries, "cyclopts", "django", "opentelemetry", "rich", "uvloop"], BASE) == []
 
 
+def test_the_command_without_the_full_screen() -> None:
+    """Its start does not wait for textual."""
+    assert run(LOADED, ["textual", "markdown_it"], ["aheadless.cli.app", "aheadless.cli.commands"]) == []
+
+
 def test_release_is_too_old() -> None:
     """What it lacks is named, and what to install."""
     with pytest.raises(ImportError) as caught, needs("aheadless[discord]"):

@@ -34,8 +34,8 @@ FRAME: Final = 0.05
 # … and while only a number counts down.
 TICK: Final = 0.5
 
+# Below so many columns the list of sessions is shown only when it is asked for.
 NARROW: Final = 70
-"""Below so many columns the list of sessions is shown only when it is asked for."""
 
 
 class FullChat(App[int]):
@@ -180,8 +180,7 @@ class FullChat(App[int]):
     def _title(self, pane: Pane) -> Content:
         others = "".join(sorted(other.mark for other in self.desk.panes if other is not pane)).strip()
         elsewhere = f"elsewhere {others}" if others and self.screen.has_class("-narrow") else ""
-        parts = (elsewhere, pane.session_id, self.desk.client.base_url)
-        return Content("  ".join(filter(None, parts)))
+        return Content("  ".join(filter(None, (elsewhere, pane.session_id, self.desk.client.base_url))))
 
     def _say(self, text: str) -> None:
         self._aside = text
@@ -282,8 +281,7 @@ class FullChat(App[int]):
         await self.leave(ExitCode.OK)
 
     def action_copy_answer(self) -> None:
-        text = visible(self.desk.last_answer(self.desk.current))
-        if not text:
+        if not (text := visible(self.desk.last_answer(self.desk.current))):
             self._say("there is no answer yet")
             return
         self.copy_to_clipboard(text)
