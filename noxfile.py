@@ -46,7 +46,7 @@ find_pyenv()
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install the package with all of its extras, and dependency groups."""
-    extras = "cli,redis,discord,slack,telegram,starlette,otel"
+    extras = "tui,redis,discord,slack,telegram,starlette,otel"
     session.install("-e", f".[{extras}]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
@@ -242,7 +242,7 @@ def make_environment(session: nox.Session, folder: Path, requirement: str) -> Pa
 @nox.session(default=False)
 def audit(session: nox.Session) -> None:
     """Ask for known vulnerabilities of all that users install; fail, too, if there was nobody to ask."""
-    session.install(".[cli,uvloop]", *nox.project.dependency_groups(PROJECT, "audit"))
+    session.install(".[tui,uvloop]", *nox.project.dependency_groups(PROJECT, "audit"))
     # Two services that know the same advisories; some networks reach neither.
     for service in ("osv", "pypi"):
         said = session.run(

@@ -73,6 +73,24 @@ async def use_telegram(client: ChatClient) -> None:
     Dispatcher().include_router(chat_router(client))
 
 
+async def use_tui(client: ChatClient) -> None:
+    """Ask on the full screen, and see the answer there."""
+    from textual.widgets import Markdown
+
+    from aheadless.cli.full.app import FullChat
+    from aheadless.cli.full.desk import Desk
+
+    url = client.base_url
+    async with Desk(lambda **options: ChatClient(url, api_key="none", **options)) as desk:
+        app = FullChat(desk)
+        async with app.run_test() as pilot:
+            await pilot.press("H", "i", "enter")
+            while not desk.messages(desk.current):
+                await pilot.pause()
+            while "Hello world" not in [shown.source for shown in app.query(Markdown)]:
+                await pilot.pause()
+
+
 async def use_uvloop(client: ChatClient) -> None:
     """Have a turn on its event loop."""
     import uvloop
@@ -95,6 +113,7 @@ USES: Final[dict[str, Callable[[ChatClient], Awaitable[None]]]] = {
     "slack": use_slack,
     "starlette": use_starlette,
     "telegram": use_telegram,
+    "tui": use_tui,
     "uvloop": use_uvloop,
     "web": use_web,
 }

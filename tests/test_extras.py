@@ -20,6 +20,7 @@ OPTIONAL = {
     "aheadless.bridges.starlette": ("starlette", "aheadless[starlette]"),
     "aheadless.bridges.telegram": ("aiogram", "aheadless[telegram]"),
     "aheadless.bridges._visitors": ("itsdangerous", "aheadless[web]"),
+    "aheadless.cli.full": ("textual", "aheadless[tui]"),
     "aheadless.stores.redis": ("redis", "aheadless[redis]"),
 }
 """What needs a library: its name, and what brings it along."""
@@ -80,6 +81,11 @@ def test_library_is_there_and_not_used() -> None:
     libraries = [library for library, _ in OPTIONAL.values()]
 
     assert run(LOADED, [*libraries, "cyclopts", "django", "opentelemetry", "rich", "uvloop"], BASE) == []
+
+
+def test_the_command_without_the_full_screen() -> None:
+    """Its start does not wait for textual."""
+    assert run(LOADED, ["textual", "markdown_it"], ["aheadless.cli.app", "aheadless.cli.commands"]) == []
 
 
 def test_release_is_too_old() -> None:

@@ -20,7 +20,9 @@ from aheadless.exceptions import ConfigurationError, InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aheadless import ChatClient
+    from aheadless import ChatClient, Waiting
+    from aheadless._core import OnRetry, OnWait
+    from aheadless._store import SessionStore
     from aheadless.cli import commands
 
 __all__ = ["app", "run_app"]
@@ -75,8 +77,14 @@ class Connection(Server):
     max_wait: float | None = None
     "Seconds to wait at the most while the server says that there are too many requests; 75 if left out, 0: not at all."
 
-    def client(self) -> ChatClient:
-        """Return a client for these options."""
+    def client(
+        self,
+        *,
+        store: SessionStore | None = None,
+        on_wait: OnWait | None = None,
+        on_retry: OnRetry | None = None,
+    ) -> ChatClient:
+        """Return a client for these options; unless somebody else is told of its waits, they are on stderr."""
         from aheadless import ChatClient, Timeouts  # noqa: PLC0415
         from aheadless._client import MAX_WAIT  # noqa: PLC0415
 
@@ -89,12 +97,16 @@ class Connection(Server):
             api_key=_read_key(self.api_key_file, "--api-key-file"),
             timeouts=None if seconds is None else Timeouts(first_token=seconds, idle=seconds, send=seconds),
             max_wait=MAX_WAIT if self.max_wait is None else self.max_wait,
-            on_wait=lambda waiting: complain(
-                f"aheadless: too many requests; waiting {waiting.longest:.0f} s at the most"
-            ),
+            store=store,
+            on_wait=_tell if on_wait is None else on_wait,
+            on_retry=on_retry,
             legacy_auth=self.legacy_auth,
             allow_insecure_http=self.allow_insecure_http,
         )
+
+
+def _tell(waiting: Waiting) -> None:
+    complain(f"aheadless: too many requests; waiting {waiting.longest:.0f} s at the most")
 
 
 @Parameter(name="*")
@@ -233,18 +245,42 @@ def _message(text: str) -> str:
 
 
 @app.command
-def chat(*, session: str | None = None, connection: Connection = Connection()) -> int:
+def chat(
+    *,
+    session: str | None = None,
+    full: bool = False,
+    store: Path | None = None,
+    connection: Connection = Connection(),
+) -> int:
     """Chat in the terminal; tokens appear as they arrive, Ctrl-C stops a reply.
 
     Parameters
     ----------
     session
         The session id, to go on with a conversation.
+    full
+        Take the whole screen: several sessions, Markdown, F1 for the keys. Needs the extra tui.
+    store
+        An SQLite file that keeps the sessions of --full; without one they end with the program.
     """
+    if full:
+        return _full_chat(connection, session, store)
+    if store is not None:
+        raise ConfigurationError("--store goes with --full")
     with loading():
         from aheadless.cli import commands  # noqa: PLC0415
 
     return commands.chat(connection.client, session)
+
+
+def _full_chat(connection: Connection, session: str | None, store: Path | None) -> int:
+    try:
+        with loading():
+            from aheadless.cli.full import program  # noqa: PLC0415
+    except ImportError as exc:
+        complain(f"aheadless: {exc}")
+        return ExitCode.USAGE
+    return program.full(connection.client, session_id=session, store=store)
 
 
 @app.command

@@ -31,7 +31,17 @@ from aheadless.exceptions import (
     StreamInterruptedError,
 )
 
-__all__ = ["OVERVIEW", "ExitCode", "error_line", "exit_code", "in_options", "one_line", "visible", "visible_json"]
+__all__ = [
+    "OVERVIEW",
+    "ExitCode",
+    "error_line",
+    "exit_code",
+    "explain",
+    "in_options",
+    "one_line",
+    "visible",
+    "visible_json",
+]
 
 
 class ExitCode(enum.IntEnum):
@@ -165,9 +175,14 @@ def in_options(error: AheadlessError) -> str:
 
 
 def error_line(error: AheadlessError) -> str:
-    """Return one line: what went wrong, what became of the message and the answer, what to do."""
+    """Return one line for stderr: what :func:`explain` returns, and who says it."""
+    return f"aheadless: {explain(error)}"
+
+
+def explain(error: AheadlessError) -> str:
+    """Return what went wrong, what became of the message and the answer, what to do; on one line."""
     parts = [in_options(error), _BECAME.get(error.delivery, "")]
     if error.partial:
         parts.append("the answer is not complete")
     parts.append(next((hint for kinds, _, hint in _KINDS if isinstance(error, kinds)), ""))
-    return "aheadless: " + "; ".join(one_line(part) for part in parts if part)
+    return "; ".join(one_line(part) for part in parts if part)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
-__all__ = ["complain", "guard", "is_terminal", "prepare_streams", "write"]
+__all__ = ["complain", "guard", "is_terminal", "prepare_streams", "silence", "write"]
 
 # Windows knows no EPIPE: a pipe without a reader is EINVAL there.
 _PIPE_CLOSED: Final = frozenset([errno.EPIPE, errno.ESHUTDOWN, *([errno.EINVAL] if sys.platform == "win32" else [])])
@@ -63,7 +63,7 @@ def complain(line: str) -> None:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
     except OSError:
-        _silence(sys.stderr)
+        silence(sys.stderr)
 
 
 def guard(work: Callable[[], int]) -> int:
@@ -74,23 +74,24 @@ def guard(work: Callable[[], int]) -> int:
         complain(error_line(exc))
         return exit_code(exc)
     except BrokenPipeError:
-        _silence(sys.stdout)
+        silence(sys.stdout)
         return ExitCode.SIGPIPE
     except KeyboardInterrupt:
         complain("aheadless: ended by SIGINT")
         return ExitCode.SIGINT
     except OSError as exc:
         complain(f"aheadless: {one_line(str(exc))}")
-        _silence(sys.stdout)
+        silence(sys.stdout)
         return ExitCode.FAILED
 
 
-def _silence(stream: TextIO) -> None:
-    """Let the rest go nowhere: Python would write it once more at exit, and complain."""
-    try:
-        number = stream.fileno()
-    except OSError:
-        return  # a stream of a test, not of the process
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, number)
-    os.close(null)
+def silence(*streams: TextIO) -> None:
+    """Let the rest go nowhere, and nothing come: Python would write it once more at exit, and complain."""
+    for stream in streams:
+        try:
+            number = stream.fileno()
+        except OSError:
+            continue  # a stream of a test, not of the process
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, number)
+        os.close(null)

@@ -27,13 +27,13 @@ THINKING_AFTER: Final = 0.2
 
 
 @contextmanager
-def signals(handle: Callable[[int], None]) -> Generator[None]:
-    """Have SIGINT and SIGTERM call `handle`, between two steps of the main thread, as long as the block lasts.
+def signals(handle: Callable[[int], None], *more: signal.Signals) -> Generator[None]:
+    """Have SIGINT, SIGTERM, and more, call `handle`, between two steps of the main thread, as long as the block lasts.
 
     One that is ignored stays so: a shell ignores SIGINT for what it runs in the background.
     """
     # Not add_signal_handler(), which Windows does not have, and whose callback waits while a write to stdout does.
-    heeded = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *more)}
     heeded = {number: previous for number, previous in heeded.items() if previous is not signal.SIG_IGN}
     for number in heeded:
         signal.signal(number, lambda number, _frame: handle(number))
