@@ -83,6 +83,7 @@ async def paced(base: str, client: str, streams: int, tokens: int, rate: float) 
         await ask(f"paced/1/{rate}")  # what is made once, as the connector, is made by now
         delays.clear()
         begun.clear()
+        marks.clear()
         before = resident()
         tasks = [asyncio.ensure_future(read()) for _ in range(streams)]
         counts = await asyncio.gather(*tasks)
