@@ -49,10 +49,13 @@ def make_folder(folder: Path) -> None:
 
 def aheadless(*arguments: str) -> None:
     """The command, on the server of the test. `serve` is ended when it listens."""
-    if arguments[:1] == ("serve",):
-        serve("-m", "aheadless", *arguments, says="aheadless serves")
-    else:
-        run("-m", "aheadless", *map(moved, arguments))
+    match arguments:
+        case ("serve", *_):
+            serve("-m", "aheadless", *arguments, says="aheadless serves")
+        case ("chat", "--full", *_):
+            pass  # it needs a terminal: tests/cli/test_full.py runs it, and test_docs.py knows its options
+        case _:
+            run("-m", "aheadless", *map(moved, arguments))
 
 
 def uvicorn(*arguments: str) -> None:
@@ -135,8 +138,8 @@ def pip(*arguments: str) -> None:
                 assert next(wanted) == "pip"
             case "--group":
                 assert next(wanted) in PROJECT["dependency-groups"]
-            case "-q" | "-e":
-                pass
+            case "-q" | "-e" | "nox":
+                pass  # nox is what runs this, from another environment
             case _ if found := re.fullmatch(r"\.(?:\[([\w,]+)\])?", argument):
                 extras = found[1].split(",") if found[1] else []
                 assert {*extras} <= {*PROJECT["project"]["optional-dependencies"]}, argument

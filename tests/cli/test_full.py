@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timezone
 from functools import partial
@@ -724,8 +724,17 @@ async def test_on_a_terminal(answering):
     assert screen.received.rindex(b"\x1b[?1049l") > screen.received.rindex(b"\x1b[?1049h")
 
 
+@pytest.fixture
+def hang_ups_heeded() -> Iterator[None]:
+    """As in a shell. Who runs the tests by `nohup` ignores them, and what is started there inherits that."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
 @posix_only
 @pytest.mark.slow
+@pytest.mark.usefixtures("hang_ups_heeded")
 @pytest.mark.parametrize(("end", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("gone", 129)])
 async def test_the_end_comes_from_outside(end, code, scripted, tmp_path):
     """By a signal, or as the terminal is closed in mid-stream: the reply is settled and saved."""
