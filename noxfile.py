@@ -84,7 +84,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests (arguments go to pytest).
 
     On the Python that runs nox all of them, which must cover 95 % of the code and 100 % of the protocol; on the others
-    without the slow ones.
+    without the slow ones, and with few examples for each property.
     """
     ensure_services(session)
     install(session, "test")
@@ -92,7 +92,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
     elif session.python != THIS_PYTHON:
-        run_tests(session, "pytest", "-m", "not slow")
+        run_tests(session, "pytest", "-m", "not slow", "--hypothesis-profile=few")
     else:
         session.env["COVERAGE_FILE"] = str(Path(session.create_tmp(), ".coverage").resolve())
         session.run("coverage", "erase")

@@ -27,6 +27,8 @@ settings.register_profile(
     stateful_step_count=60,
     print_blob=True,
 )
+# For further Pythons: the examples would be those that another one has been through.
+settings.register_profile("few", parent=settings.get_profile("all"), max_examples=20)
 settings.load_profile("all")
 
 

@@ -34,6 +34,9 @@ from tests.cli.support import CTRL_C, KEY, PATIENCE, aheadless, posix_only, term
 from tests.proxy import CuttingProxy
 from tests.support import ADMIN_KEY
 
+# Each starts an application of textual's, which is the same on each Python.
+pytestmark = pytest.mark.slow
+
 HEAD: list[Event | bytes] = [Start(CONVERSATION_ID), Token("half "), Token("an answer")]
 STALLED = Script(stream_answer(HEAD, framing="close"), end="stall")
 SILENT = Script(stream_answer([Start(CONVERSATION_ID)], framing="close"), end="stall")
@@ -368,7 +371,6 @@ async def test_no_server():
         await screen.until("Ctrl-R sends it again")
 
 
-@pytest.mark.slow
 async def test_too_many_requests(scripted):
     """The seconds are counted down, and Esc gives up."""
     scripted.add(Script(json_answer({"error": "Too many requests"}, status=429, headers={"Retry-After": "10"})))
@@ -396,7 +398,6 @@ async def test_another_text_was_stored_than_streamed(scripted):
 # --- recovery ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 async def test_the_connection_breaks(answering):
     """With the admin key the reply is read back from the server's history."""
     gate = asyncio.Event()
@@ -437,7 +438,6 @@ async def test_a_question_that_a_crash_left_behind(answering, tmp_path):
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 async def test_sessions_of_an_earlier_run(answering, tmp_path):
     """They are listed, the last one first, and go on where they were."""
     server = await answering(["one answer"], ["two answer"], ["three answer"])
@@ -458,7 +458,6 @@ async def test_sessions_of_an_earlier_run(answering, tmp_path):
     assert [message.text for message in server.settings.engine.asked[2]] == ["One?", "one answer", "Three?"]
 
 
-@pytest.mark.slow
 async def test_forget_a_session(scripted, tmp_path):
     """Only after a question, and not while its reply is being written; it is gone from the store then."""
     scripted.add(Script(stream_answer(events("Hello"))), STALLED)
@@ -494,7 +493,6 @@ async def test_a_new_session_twice(scripted):
 # --- the screen -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 async def test_a_narrow_terminal(answering):
     """The list is there when it is asked for; a resize in mid-stream breaks nothing."""
     gate = asyncio.Event()
@@ -520,7 +518,6 @@ async def test_a_narrow_terminal(answering):
         await screen.until(lambda: "second second" in screen.text and not screen.desk.current.live)
 
 
-@pytest.mark.slow
 async def test_who_has_scrolled_up_stays_there(answering):
     """What comes does not move the screen, until one is at the end again."""
     gates = [asyncio.Event(), asyncio.Event()]
@@ -567,7 +564,6 @@ fence \x9b2J
 """
 
 
-@pytest.mark.slow
 async def test_a_hostile_answer(scripted):
     """Nothing of it commands the terminal, nothing can be clicked, nothing is hidden."""
     scripted.add(Script(stream_answer(events(HOSTILE))))
@@ -592,7 +588,6 @@ async def test_a_hostile_answer(scripted):
     assert not [style for style in styles if style is not None and (style.link or "@click" in style.meta)]
 
 
-@pytest.mark.slow
 async def test_an_endless_answer(scripted):
     """As much as a screen bears is shown, and how much is not; it is there as a whole."""
     scripted.add(Script(stream_answer(events(*["a line\n"] * 3000, "the end"))))
@@ -708,7 +703,6 @@ async def test_the_extra_is_missing():
 
 
 @posix_only
-@pytest.mark.slow
 async def test_on_a_terminal(answering):
     """As over SSH: letters and Enter come in one packet, 16 colours are enough, and the screen is given back."""
     server = await answering(["**first** answer"])
@@ -733,7 +727,6 @@ def hang_ups_heeded() -> Iterator[None]:
 
 
 @posix_only
-@pytest.mark.slow
 @pytest.mark.usefixtures("hang_ups_heeded")
 @pytest.mark.parametrize(("end", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("gone", 129)])
 async def test_the_end_comes_from_outside(end, code, scripted, tmp_path):
@@ -760,7 +753,6 @@ async def test_the_end_comes_from_outside(end, code, scripted, tmp_path):
 
 
 @posix_only
-@pytest.mark.slow
 async def test_a_terminal_that_takes_nothing(answering, tmp_path):
     """As with Ctrl-S: the replies go on, and are on the screen when it goes on."""
     gate = asyncio.Event()
