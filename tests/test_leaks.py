@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,14 +72,14 @@ HEADER = "  turns  faults  tasks  sockets  responses   ours  RSS (MB)"
 
 def take_sample(turns: int, faults: int) -> Sample:
     gc.collect()
-    objects = gc.get_objects()
+    kinds = Counter(map(type, gc.get_objects()))
     return Sample(
         turns,
         faults,
         tasks=len(asyncio.all_tasks()) - 1,
         sockets=count_sockets() if LINUX else 0,
-        responses=sum(type(item) is aiohttp.ClientResponse for item in objects),
-        ours=sum(str(type(item).__module__).startswith(("aheadless", "aiohttp")) for item in objects),
+        responses=kinds[aiohttp.ClientResponse],
+        ours=sum(count for kind, count in kinds.items() if str(kind.__module__).startswith(("aheadless", "aiohttp"))),
         megabytes=int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
         if LINUX
         else 0.0,
