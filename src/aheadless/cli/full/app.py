@@ -22,6 +22,7 @@ from aheadless.cli.output import ExitCode, explain, visible
 if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.timer import Timer
+    from textual.types import AnimationLevel
     from textual.widgets import OptionList, TextArea
 
     from aheadless.cli.full.panes import Pane
@@ -41,9 +42,10 @@ NARROW: Final = 70
 class FullChat(App[int]):
     """The screen of a desk. It returns the exit code, once every reply is settled and saved."""
 
-    ENABLE_COMMAND_PALETTE = False
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (NARROW, "-wide")]  # noqa: RUF012 - textual's own type
-    CSS = """
+    ENABLE_COMMAND_PALETTE: ClassVar[bool] = False
+    # Textual declares it so that one checker takes it for the class's and another for the instance's.
+    HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-narrow"), (NARROW, "-wide")]  # noqa: RUF012
+    CSS: ClassVar[str] = """
     Screen { layout: horizontal; }
     #sessions { width: 28; height: 1fr; padding: 0; border: none; border-right: solid $primary; background: $background;
         scrollbar-size-vertical: 1; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -103,7 +105,7 @@ class FullChat(App[int]):
             yield Footer(show_command_palette=False)
 
     async def on_mount(self) -> None:
-        self.animation_level = "none"
+        self.animation_level: AnimationLevel = "none"
         self.desk.changed = self._on_change
         await self._show(self.desk.current)
 

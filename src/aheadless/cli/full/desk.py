@@ -74,11 +74,11 @@ class Desk:
     async def __aenter__(self) -> Desk:
         async with AsyncExitStack() as opening:
             client = self._make_client(store=self._store, on_wait=self._hold, on_retry=self._hold)
-            self.client = await opening.enter_async_context(client)
-            self.can_read_back = _has_admin_key(self.client)
+            self.client: ChatClient = await opening.enter_async_context(client)
+            self.can_read_back: bool = _has_admin_key(self.client)
             if self._store is not None:
                 await self._list(self._store)
-            self.current = self._pane(self._first or _new_id())
+            self.current: Pane = self._pane(self._first or _new_id())
             # Last, as what is raised within the group comes out as a group of errors.
             self._tasks = await opening.enter_async_context(asyncio.TaskGroup())
             opening.push_async_callback(self.settle)

@@ -67,7 +67,7 @@ class Prompt(TextArea):
         super().__init__(
             id="prompt", compact=True, highlight_cursor_line=False, placeholder="A message; Enter sends it, F1 helps"
         )
-        self.recall = Recall()
+        self.recall: Recall = Recall()
         # A terminal at the end of a slow line should not have to draw while nothing happens.
         self.cursor_blink = False
 
