@@ -109,9 +109,8 @@ def python(*arguments: str) -> None:
         case ("-m", "tests.ai_sdk"):
             assert (ROOT / "tests" / "ai_sdk" / "__main__.py").exists()
         case ("-m", module) if module.startswith("benchmarks."):
-            assert (ROOT / f"{module.replace('.', '/')}.py").exists(), (
-                module
-            )  # it would take minutes, and packages of its own
+            # It would take minutes, and packages of its own.
+            assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
         case ("docs/examples/discord_bot.py",):
             assert "DISCORD_TOKEN" in os.environ  # it would call Discord: tests/bridges/test_discord.py runs it
         case _:

@@ -586,6 +586,18 @@ def test_no_token_at_all(script, consult):
     assert told.marks["streaming"] == "skipped"
 
 
+@pytest.mark.parametrize("seconds", ["0", "-3", "nan", "inf"])
+def test_a_timeout_that_is_none(seconds, monkeypatch, capsys):
+    """It is named as it was given, and nothing is tried."""
+    monkeypatch.setattr(sys, "argv", ["aheadless", "doctor", "--timeout", seconds])
+
+    assert cli.main() == 2
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("aheadless: --timeout must be a positive number of seconds, not ")
+
+
 # --- as a process -----------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 from aheadless import AheadlessError, ConfigurationError, Start, Timeouts, Token, __version__
+from aheadless._options import parse_seconds
 from aheadless.cli.output import ExitCode, visible_json
 from aheadless.cli.process import write
 from aheadless.cli.terminal import run, thinking
@@ -75,8 +76,10 @@ def doctor(
     """Make all checks and write a line for each as it is made, or one JSON object; return the first failure's code.
 
     No step waits without a limit: 5 s for a connection, 10 s for an answer without a model, twice `timeout` for the
-    reply. If cancelled, the connection is closed; the server may have stored the message.
+    reply. Raises ConfigurationError unless `timeout` is a positive number of seconds. If cancelled, the connection is
+    closed; the server may have stored the message.
     """
+    parse_seconds(timeout, "--timeout")
     timeouts = Timeouts(
         connect=CONNECT_TIMEOUT, first_token=timeout, idle=timeout, total=2 * timeout, send=HEALTH_TIMEOUT
     )
